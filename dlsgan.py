@@ -1,0 +1,1023 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.6", "numpy", "matplotlib", "tqdm"]
+# ///
+"""Dynamic Latent Scale GAN in one file: a GAN whose discriminator inverts its generator.
+
+Paper: Jeongik Cho, "Dynamic Latent Scale GAN" (2021). "Line n" below is line n of its Algorithm 1.
+
+A generator is free to ignore part of its latent vector, and what it ignores no encoder can recover. DLSGAN measures
+for each dimension how much the encoder recovers (the variance v of its predictions) and scales the latent vector by
+that. Dimensions that are not recovered fade away, the others grow, until nothing is lost:
+
+    z ~ N(0, I);  s = sqrt(d v / sum(v))                                   lines 1, 2
+    fake = G(z * s);  logits_fake, z_hat = D(fake)                         line 3
+    L_enc = mean((z - z_hat)^2 * s^2)                                      line 4
+    logits_real, _ = D(x)                                                  line 5
+    L_D = softplus(-logits_real) + softplus(logits_fake) + lambda L_enc    line 6   (+ R1)
+    L_G = softplus(-logits_fake)                         + lambda L_enc    line 7
+    v  <- moving average of mean_batch(z_hat^2)                            line 8
+    encode(x) = z_hat;   decode(z) = G(z * s);   reconstruct(x) = G(z_hat * s)
+
+    x         image                           [B, C, H, W]  in [-1, 1], H = W
+    z, z_hat  latent vector, its prediction   [B, d]        z is i.i.d. N(0, 1); z_hat is the second output of D
+    logits    adversarial value               [B]           first output of D
+    v, s      latent variance trace, scale    [d]           v = E[z_hat^2], in [0, 1] for a good encoder; mean(s^2) = 1
+    z_scaled  z * s, the input of G           [B, d]
+    w         output of the mapping network   [B, d]
+
+Changes from the paper, and choices where it is silent:
+  * One fake batch serves L_D and L_G, as in Algorithm 1. No gradient flows through s or v.
+  * R1 is taken every 16th step, 16 times as strong (StyleGAN2's lazy regularisation), with StyleGAN2's factor
+    gamma / 2. The author's code weighs it 10 at every step, which is gamma = 20 here.
+  * v starts at ones, since the first outputs of an untrained head say nothing. The celeba preset averages the last 512
+    batches as the paper does ("sma"), the laptop presets exponentially ("ema").
+  * In the laptop presets the latent head starts at a tenth of the usual scale, so that L_enc starts near 1.
+  * The mapping network does not normalise its input: the length of z * s is information.
+  * No per-pixel noise (nobody could recover it), no minibatch-stddev (an image must encode to the same latent vector
+    in any batch), no style mixing, no path length term. All that is shown or measured uses averaged weights.
+  * d = 512, Adam (1e-3, betas 0 and 0.99; 0.01 of that for the mapping network), x0.98 an epoch, 50 epochs: not in
+    the paper, but in the author's 2021 code.
+
+    python dlsgan.py                         cartoon faces drawn by this file, 32x32: 5 minutes on two CPU cores
+    python dlsgan.py --dataset mnist         digits, 32x32: 12 minutes on two CPU cores
+    python dlsgan.py --dataset celeba        the paper's CelebA-128: needs a GPU; prints its time after some steps
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import ctypes
+import dataclasses
+import gzip
+import hashlib
+import itertools
+import json
+import math
+import os
+import signal
+import struct
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from tqdm import tqdm
+
+# ---- PART I   THE PAPER ----------------------------------------------------------------------------------------------
+# Nothing here knows what G and D look like: G(z_scaled) -> x and D(x) -> (logits, z_hat) may be toys of two layers.
+
+class LatentScale(nn.Module):
+    """The latent variance trace v and the latent scale s = sqrt(d v / sum(v)) (lines 2 and 8).
+
+    rule     "ema": exponential moving average with decay 1 - 1/window; "sma": mean of the last `window` batches
+    window   memory in training steps (the paper: sma, 512)
+    enabled  False keeps s = 1, the paper's comparison without latent scale; v is measured all the same
+    """
+    def __init__(self, latent_dim: int, rule: str = "ema", window: int = 100, enabled: bool = True):
+        super().__init__()
+        self.rule, self.window, self.enabled = rule, window, enabled
+        self.register_buffer("v", torch.ones(latent_dim))
+        self.register_buffer("past", torch.ones(window if rule == "sma" else 0, latent_dim))
+    @torch.no_grad()
+    def update(self, z_hat: Tensor) -> None:
+        """Line 8. The variance of z_hat [B, d] is taken around 0, the mean of an optimal encoder's predictions."""
+        batch_v = z_hat.float().square().mean(0)  # [B, d] -> [d]
+        if self.rule == "ema":
+            self.v.lerp_(batch_v, 1 / self.window)
+        else:
+            self.past = torch.cat((self.past[1:], batch_v[None]))  # [window, d], oldest first
+            self.v.copy_(self.past.mean(0))
+    def scale(self, v: Tensor | None = None) -> Tensor:
+        """s [d], line 2: d units of power, shared in proportion to v. Carries no gradient."""
+        v = (self.v if v is None else v).detach()
+        return (len(v) * v / v.sum()).sqrt() if self.enabled else torch.ones_like(v)
+    def measures(self, v: Tensor | None = None) -> dict[str, Tensor]:
+        """entropy: of z * s in nats, sum_i log(s_i sqrt(2 pi e)), at most 1.4189 d, reached at s = 1; active: number of
+        dimensions with v_i > 1/2; effective: (sum s^2)^2 / sum s^4, which is k when k dimensions share all the power."""
+        s, v = self.scale(v), self.v if v is None else v
+        entropy = (s.clamp(min=1e-12).log() + 0.5 * math.log(2 * math.pi * math.e)).sum()
+        return {"entropy": entropy, "active": (v > 0.5).sum(), "effective": s.square().sum() ** 2 / s.pow(4).sum()}
+
+# f_r^d, f_g^d and f_g of lines 6 and 7: functions from logits a [B] to losses [B]. softplus(-a) = -log sigmoid(a).
+LOSSES = {
+    "nsgan": (lambda a: F.softplus(-a), F.softplus, lambda a: F.softplus(-a)),
+    "original": (lambda a: F.softplus(-a), F.softplus, lambda a: -F.softplus(a)),
+    "lsgan": (lambda a: (a - 1).square() / 2, lambda a: a.square() / 2, lambda a: (a - 1).square() / 2),
+    "wgan-gp": (lambda a: -a, lambda a: a, lambda a: -a),  # with its own gradient penalty instead of R1
+}
+
+def encoder_loss(z: Tensor, z_hat: Tensor, s: Tensor) -> Tensor:
+    """Line 4: the mean squared error between z * s and z_hat * s; z, z_hat [B, d], s [d] -> scalar."""
+    return ((z - z_hat).square() * s.square()).mean()
+
+def r1_penalty(logits: Tensor, x: Tensor) -> Tensor:
+    """mean_batch |d logits / d x|^2 (Mescheder et al. 2018); logits [B] were computed from x [B, ...]."""
+    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return gradient.square().flatten(1).sum(1).mean()
+
+def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+    """mean_batch (|d logits / d x| - 1)^2 between real and fake (WGAN-GP, Gulrajani et al. 2017); mix [B] in [0, 1]."""
+    x = fake.detach().lerp(real, mix.view(-1, *[1] * (real.dim() - 1))).requires_grad_()
+    (gradient,) = torch.autograd.grad(discriminator(x)[0].sum(), x, create_graph=True)
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+class DLSGAN(nn.Module):
+    """A generator, its discriminator-encoder and their latent scale.
+
+    Images are float32 [B, C, H, W] in [-1, 1]; latent vectors [B, d] are not scaled: N(0, 1)^d gives samples.
+    """
+    def __init__(self, generator: nn.Module, discriminator: nn.Module, latent_scale: LatentScale):
+        super().__init__()
+        self.generator, self.discriminator, self.latent_scale = generator, discriminator, latent_scale
+    def encode(self, x: Tensor) -> Tensor:
+        return self.discriminator(x)[1]
+    def decode(self, z: Tensor) -> Tensor:
+        return self.generator(z * self.latent_scale.scale())
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+    def prior(self, n: int, seed: int = 0) -> Tensor:
+        """z ~ N(0, I), [n, d]; the same seed gives the same vectors on every device."""
+        v = self.latent_scale.v
+        return torch.randn(n, len(v), generator=torch.Generator().manual_seed(seed)).to(v.device)
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        return self.decode(self.prior(n, seed))
+
+def make_optimizers(model: DLSGAN, lr: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Adam for G and for D; the fused one where it exists."""
+    fused = model.latent_scale.v.device.type in ("cpu", "cuda")
+    return tuple(torch.optim.Adam(m.parameters(), lr, (0.0, 0.99), fused=fused) for m in (model.generator, model.discriminator))
+
+def train_step(
+    model: DLSGAN,
+    optimizers: Iterable[torch.optim.Optimizer],  # of G and of D
+    real: Tensor,  # [B, ...] real images
+    rng: torch.Generator,  # of the CPU, so that a seed means the same on every device
+    loss: str = "nsgan",
+    encoder_weight: float = 1.0,  # lambda
+    penalty_weight: float = 0.0,  # of R1 (gamma / 2 times the interval) or of WGAN-GP; 0 leaves it out of this step
+    bf16: bool = False,  # bfloat16 autocast, for GPUs; penalty, losses and v stay in float32
+) -> dict[str, Tensor]:
+    """Algorithm 1 and one step of both optimisers. Returns scalars that stay on the device (explained in METRICS)."""
+    real_loss, fake_loss, generator_loss = LOSSES[loss]
+    generator, discriminator, weights_d = model.generator, model.discriminator, list(model.discriminator.parameters())
+    precision = torch.autocast(real.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+    z = torch.randn(len(real), len(model.latent_scale.v), generator=rng).to(real.device, non_blocking=True)  # line 1
+    s = model.latent_scale.scale()  # line 2
+    with precision:
+        fake = generator(z * s)
+        image = fake.detach().requires_grad_()  # a leaf: D's gradients to the image and to its weights come apart here
+        logits_fake, z_hat = (out.float() for out in discriminator(image))  # line 3
+    l_enc = encoder_loss(z, z_hat, s)  # line 4
+    loss_g = generator_loss(logits_fake).mean() + encoder_weight * l_enc  # line 7
+    loss_d_fake = fake_loss(logits_fake).mean() + encoder_weight * l_enc  # line 6, generated images
+    (gradient,) = torch.autograd.grad(loss_g, image, retain_graph=True)  # back through D, leaving its weights alone
+    fake.backward(gradient)  # and on through G
+    loss_d_fake.backward(inputs=weights_d)
+
+    r1 = bool(penalty_weight) and loss != "wgan-gp"
+    with contextlib.nullcontext() if r1 else precision:
+        logits_real = discriminator(real.requires_grad_(r1))[0].float()  # line 5
+    loss_d_real = real_loss(logits_real).mean()  # line 6, real images
+    penalty = torch.zeros_like(loss_d_real)
+    if r1:
+        penalty = penalty_weight * r1_penalty(logits_real, real)
+    elif penalty_weight:
+        mix = torch.rand(len(real), generator=rng).to(real.device)
+        penalty = penalty_weight * gradient_penalty(discriminator, real, fake, mix)
+    (loss_d_real + penalty).backward(inputs=weights_d)
+
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    model.latent_scale.update(z_hat.detach())  # line 8
+    scalars = {"loss_d": loss_d_fake + loss_d_real, "loss_g": loss_g, "l_enc_train": l_enc, "penalty": penalty}
+    scalars |= {"logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
+    scalars["z_hat_mean"] = z_hat.mean(0).abs().mean()
+    return {name: value.detach() for name, value in scalars.items()}
+
+# ---- PART II   THE NETWORKS ------------------------------------------------------------------------------------------
+# StyleGAN2 (Karras et al. 2020) without the parts that lose information. Weights start as N(0, 1) and are multiplied by
+# their gain 1/sqrt(fan_in) when used ("equalised learning rate"). Each leaky ReLU has a gain of sqrt(2); since
+# leaky_relu(a x) = a leaky_relu(x) for a > 0, it is moved into the weights before it, where it costs nothing.
+
+SQRT2 = math.sqrt(2)
+
+def channels_at(resolution: int, width: float) -> int:
+    """Feature maps at a resolution: 512 up to 16x16, then 256, 128, 64 at 32, 64, 128; times width, at least 8."""
+    return max(8, round(width * min(512, 8192 // resolution)))
+
+def doublings(resolution: int) -> list[int]:
+    """The resolutions above 4: [8, 16, ..., resolution]."""
+    return [2**i for i in range(3, resolution.bit_length())]
+
+def leaky_relu(x: Tensor) -> Tensor:
+    """In place, which saves a pass over memory: no layer here needs the value before it for its gradient."""
+    return F.leaky_relu_(x, 0.2)
+
+class EqualLinear(nn.Module):
+    """[B, n_in] -> [B, n_out]. lr_multiplier: how fast Adam moves the layer; scale multiplies its output."""
+    def __init__(self, n_in: int, n_out: int, bias: float = 0.0, lr_multiplier: float = 1.0, scale: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_out, n_in) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((n_out,), bias / lr_multiplier))
+        self.weight_gain, self.bias_gain = scale * lr_multiplier / math.sqrt(n_in), scale * lr_multiplier
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+
+class EqualConv2d(nn.Module):
+    """[B, c_in, H, W] -> [B, c_out, H', W']; scale multiplies the output."""
+    def __init__(self, c_in: int, c_out: int, size: int, stride: int = 1, padding: int = 0, scale: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, size, size))
+        self.bias = nn.Parameter(torch.zeros(c_out))
+        self.stride, self.padding, self.scale, self.gain = stride, padding, scale, scale / math.sqrt(c_in * size**2)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.gain, self.bias * self.scale, self.stride, self.padding)
+
+class LowPass(nn.Module):
+    """StyleGAN2's [1, 3, 3, 1] filter against aliasing: before down-sampling (total 1), after up-sampling (total 4)."""
+    def __init__(self, padding: int, stride: int = 1, total: float = 1.0):
+        super().__init__()
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        self.register_buffer("kernel", total * torch.outer(taps, taps)[None, None] / 64, persistent=False)
+        self.padding, self.stride = padding, stride
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)  # the same for each channel
+        return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
+
+class MappingNetwork(nn.ModuleList):
+    """z_scaled [B, d] -> w [B, d], without StyleGAN2's normalisation of the input."""
+    def __init__(self, latent_dim: int, layers: int):
+        super().__init__(EqualLinear(latent_dim, latent_dim, lr_multiplier=0.01, scale=SQRT2) for _ in range(layers))
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = leaky_relu(layer(x))
+        return x
+
+class ModulatedConv2d(nn.Module):
+    """A 3x3 convolution with its own weight for each image, style[b, i] * weight[o, i] * demodulation[b, o], and a
+    leaky ReLU: [B, c_in, H, W], w [B, d] -> [B, c_out, H, W], or [B, c_out, 2 H, 2 W] with up=True.
+
+    Scaling input by style and output by demodulation is the same function, with one weight for the whole batch.
+    Demodulation brings the output to unit variance, whatever the gain of the weight, which is therefore left out.
+    """
+    def __init__(self, c_in: int, c_out: int, w_dim: int, up: bool = False):
+        super().__init__()
+        self.style = EqualLinear(w_dim, c_in, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(c_out, 1, 1))
+        self.low_pass = LowPass(padding=1, total=4.0) if up else None
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        style = self.style(w)  # [B, d] -> [B, c_in]
+        demodulation = (style.square() @ self.weight.square().sum((2, 3)).T + 1e-8).rsqrt()  # [B, c_out]
+        x = x * style[:, :, None, None]
+        if self.low_pass is None:
+            x = F.conv2d(x, self.weight, padding=1)
+        else:  # [B, c_in, H, W] -> [B, c_out, 2 H + 1, 2 W + 1] -> [B, c_out, 2 H, 2 W]
+            x = self.low_pass(F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2))
+        return leaky_relu(torch.addcmul(self.bias * SQRT2, x, SQRT2 * demodulation[:, :, None, None]))
+
+class ToRGB(nn.Module):
+    """Modulated 1x1 convolution to image channels, without demodulation: [B, c_in, H, W] -> [B, C, H, W]."""
+    def __init__(self, c_in: int, image_channels: int, w_dim: int):
+        super().__init__()
+        self.style = EqualLinear(w_dim, c_in, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(image_channels, c_in))
+        self.bias = nn.Parameter(torch.zeros(image_channels))
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        weight = self.weight * self.style(w)[:, None, :] / math.sqrt(x.shape[1])  # [B, C, c_in]
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B, c_in, H, W] -> [B, H*W, c_in], a view in channels_last
+        rgb = pixels @ weight.transpose(1, 2) + self.bias  # [B, H*W, C]
+        return rgb.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # -> [B, C, H, W]
+
+class SynthesisBlock(nn.Module):
+    """Doubles the resolution of features [B, c_in, H, W] -> [B, c_out, 2 H, 2 W] and image [B, C, H, W]."""
+    def __init__(self, c_in: int, c_out: int, image_channels: int, w_dim: int):
+        super().__init__()
+        self.up = ModulatedConv2d(c_in, c_out, w_dim, up=True)
+        self.conv = ModulatedConv2d(c_out, c_out, w_dim)
+        self.to_rgb = ToRGB(c_out, image_channels, w_dim)
+    def forward(self, x: Tensor, image: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.conv(self.up(x, w), w)
+        image = F.interpolate(image, scale_factor=2, mode="bilinear")  # this is the [1, 3, 3, 1] filter, too
+        return x, image + self.to_rgb(x, w)
+
+class Generator(nn.Module):
+    """z_scaled [B, d] -> image [B, C, resolution, resolution]."""
+    def __init__(self, resolution: int, image_channels: int, latent_dim: int, mapping_layers: int, width: float):
+        super().__init__()
+        c = channels_at(4, width)
+        self.mapping = MappingNetwork(latent_dim, mapping_layers)
+        self.constant = nn.Parameter(torch.randn(1, c, 4, 4))
+        self.conv = ModulatedConv2d(c, c, latent_dim)
+        self.to_rgb = ToRGB(c, image_channels, latent_dim)
+        self.blocks = nn.ModuleList(
+            SynthesisBlock(channels_at(r // 2, width), channels_at(r, width), image_channels, latent_dim)
+            for r in doublings(resolution)
+        )
+    def forward(self, z_scaled: Tensor) -> Tensor:
+        w = self.mapping(z_scaled)
+        x = self.constant.expand(len(w), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = self.conv(x, w)  # [B, c, 4, 4]
+        image = self.to_rgb(x, w)
+        for block in self.blocks:
+            x, image = block(x, image, w)
+        return image.float()
+
+class DiscriminatorBlock(nn.Module):
+    """Residual block that halves the resolution: [B, c_in, H, W] -> [B, c_out, H/2, W/2]."""
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.conv1 = EqualConv2d(c_in, c_in, 3, padding=1, scale=SQRT2)
+        self.low_pass = LowPass(padding=2)
+        self.conv2 = EqualConv2d(c_in, c_out, 3, stride=2)  # gain sqrt(2), over sqrt(2) for the sum of two branches
+        self.skip_down = LowPass(padding=1, stride=2)
+        self.skip = EqualConv2d(c_in, c_out, 1, scale=1 / SQRT2)
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.skip(self.skip_down(x))  # thinned out before the 1x1 convolution, not after
+        x = leaky_relu(self.conv1(x))
+        x = leaky_relu(self.conv2(self.low_pass(x)))
+        return skip.add_(x)
+
+class Discriminator(nn.Module):
+    """image [B, C, resolution, resolution] -> logits [B], z_hat [B, d]: the encoder shares all but the last layer."""
+    def __init__(self, resolution: int, image_channels: int, latent_dim: int, width: float, head_scale: float = 1.0):
+        super().__init__()
+        c = channels_at(4, width)
+        self.from_rgb = EqualConv2d(image_channels, channels_at(resolution, width), 1, scale=SQRT2)
+        sizes = reversed(doublings(resolution))
+        self.blocks = nn.ModuleList(DiscriminatorBlock(channels_at(r, width), channels_at(r // 2, width)) for r in sizes)
+        self.conv = EqualConv2d(c, c, 3, padding=1, scale=SQRT2)
+        self.linear = EqualLinear(c * 16, c, scale=SQRT2)
+        self.logit_head = EqualLinear(c, 1)
+        self.latent_head = EqualLinear(c, latent_dim)
+        self.latent_head.weight.data.mul_(head_scale)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = leaky_relu(self.from_rgb(x))
+        for block in self.blocks:
+            x = block(x)
+        x = leaky_relu(self.conv(x))  # [B, c, 4, 4]
+        x = leaky_relu(self.linear(x.flatten(1)))  # [B, c*4*4] -> [B, c]
+        return self.logit_head(x)[:, 0], self.latent_head(x)
+
+# ---- PART III   PLUMBING ---------------------------------------------------------------------------------------------
+
+class UserError(Exception):
+    """A mistake the user can mend: the command line prints it as one line and exits with 2."""
+
+@contextlib.contextmanager
+def explain(what: str) -> Iterator[None]:
+    """Turns an error inside into a UserError of one line that begins with `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{what}: {reason}") from None
+
+def option(default, text: str):
+    return dataclasses.field(default=default, metadata={"help": text})
+
+@dataclasses.dataclass
+class Config:
+    """All settings of a run. The defaults are the cartoon preset; each field is also a flag of the command line."""
+
+    dataset: str = option("cartoon", "cartoon (drawn by this program), mnist, celeba, or a folder of images")
+    data_dir: str = option("", "where the data is (default: data/DATASET); alone, it means a folder of images")
+    resolution: int = option(32, "width and height of the images, a power of two from 8")
+    width: float = option(0.125, "factor on the feature maps (1: 512,512,512,256,128,64 at 4,8,16,32,64,128 pixels)")
+    latent_dim: int = option(32, "dimensions d of the latent vector")
+    mapping_layers: int = option(2, "layers of the mapping network")
+    batch_size: int = option(16, "real images a step")
+    images: int = option(60_000, "budget: real images seen in training")
+    lr: float = option(2e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
+    lr_final: float = option(1.0, "the learning rate falls exponentially to this factor at the end of the budget")
+    loss: str = option("nsgan", f"adversarial loss: {', '.join(LOSSES)}")
+    encoder_weight: float = option(1.0, "lambda, the weight of L_enc in both losses")
+    r1_gamma: float = option(5.0, "gamma: gamma / 2 weighs R1 (or the penalty of wgan-gp)")
+    latent_scale: bool = option(True, "scale the latent vector; without it, s = 1: the paper's comparison")
+    scale_rule: str = option("ema", "moving average behind v: ema or sma")
+    scale_window: int = option(1000, "its memory in steps")
+    head_scale: float = option(0.1, "initial scale of the latent head")
+    flip: bool = option(False, "mirror half of the training images")
+    seed: int = option(0, "seed of weights, latent vectors and data order")
+    device: str = option("auto", "cuda, mps, cpu, or auto: the first of these that is there")
+    threads: int = option(0, "CPU threads (default: PyTorch's choice)")
+    out: str = option("", "folder of the run (default: runs/PRESET, numbered when taken)")
+    def check(self) -> None:
+        """Raises UserError on the first setting that cannot work."""
+        for name, known in (("dataset", LOADERS), ("loss", LOSSES), ("scale_rule", ("ema", "sma"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}: choose {', '.join(known)}")
+        for field in dataclasses.fields(self):
+            least = 0 if field.name in ("encoder_weight", "r1_gamma", "threads", "seed") else 1e-12
+            if field.type in ("int", "float") and not least <= (value := getattr(self, field.name)) < 2**63:
+                raise UserError(f"--{field.name.replace('_', '-')} {value} is out of range: it must be positive")
+        if self.resolution not in (8, 16, 32, 64, 128, 256, 512, 1024):
+            raise UserError(f"--resolution {self.resolution} is not a power of two from 8 to 1024")
+
+PRESETS = {
+    "cartoon": {},
+    "mnist": {"dataset": "mnist"},
+    "celeba64": {"dataset": "celeba", "resolution": 64, "width": 0.25, "latent_dim": 64, "images": 400_000, "flip": True},
+    # the paper's setting, with the author's 2021 code where the paper is silent; 182,637 images are not in the test set
+    "celeba": {"dataset": "celeba", "resolution": 128, "width": 1.0, "latent_dim": 512, "mapping_layers": 8,
+               "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": 0.98**50, "encoder_weight": 1.0,
+               "r1_gamma": 20.0, "scale_rule": "sma", "scale_window": 512, "head_scale": 1.0},
+}
+PRESETS["folder"] = {**PRESETS["celeba64"], "dataset": "folder"}
+
+def build(config: Config) -> DLSGAN:
+    """Networks and latent scale of a configuration, on the CPU, with fresh weights from torch's global seed."""
+    c = config
+    return DLSGAN(
+        Generator(c.resolution, colours(c), c.latent_dim, c.mapping_layers, c.width),
+        Discriminator(c.resolution, colours(c), c.latent_dim, c.width, c.head_scale),
+        LatentScale(c.latent_dim, c.scale_rule, c.scale_window, c.latent_scale),
+    )
+
+def colours(config: Config) -> int:
+    """Image channels C."""
+    return 1 if config.dataset == "mnist" else 3
+
+def pick_device(name: str) -> torch.device:
+    """The named device, or the best there is."""
+    here = [d for d in ("cuda", "mps", "cpu") if d == "cpu" or getattr(torch, d).is_available()]
+    if name != "auto" and name.split(":")[0] not in here:
+        raise UserError(f"device {name!r} is not available: choose {', '.join(here)}")
+    return torch.device(here[0] if name == "auto" else name)
+
+# Data. Every loader returns (train, test), uint8 arrays [N, C, H, W]; large ones are memory maps on disk.
+
+CARTOON_FACTORS = ("x", "y", "size", "tilt", "smile", "eye opening", "skin tone", "background tone")
+
+def cartoon_faces(n: int, resolution: int, seed: int = 0, factors: int = 8, values: Tensor | None = None):
+    """Faces drawn from independent factors u_k ~ N(0, 1): images [n, 3, H, W] in [-1, 1] and factors [n, 8].
+
+    Shapes are signed distances with an edge one pixel wide. Each factor runs through erf(u / sqrt(2)) in (-1, 1), so
+    that all settings between two extremes are equally frequent. factors: how many of CARTOON_FACTORS vary (the others
+    are 0); values: draw these factors [n, 8] instead of random ones.
+    """
+    if values is None:
+        values = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
+        values[:, factors:] = 0
+    shift_x, shift_y, size, tilt, smile, eyes, skin, ground = torch.erf(values / SQRT2).T[..., None, None]  # [n, 1, 1]
+    axis = (torch.arange(resolution) + 0.5) * 2 / resolution - 1  # pixel centres from -1 to 1
+    size, tilt = 0.68 * (1 + 0.2 * size), 0.35 * tilt
+    dx, dy = axis[None, None, :] - 0.2 * shift_x, axis[None, :, None] - 0.15 * shift_y
+    x = (tilt.cos() * dx + tilt.sin() * dy) / size  # the face's own coordinates, y downwards: [n, H, W]
+    y = (tilt.cos() * dy - tilt.sin() * dx) / size
+    def paint(distance: Tensor, *colours: tuple, mix: Tensor | float = 0.0) -> Tensor:
+        first, last = (torch.tensor(c)[:, None, None] for c in (colours[0], colours[-1]))
+        colour = first + (last - first) * mix  # [n or 1, 3, 1, 1]
+        inside = (0.5 - distance * size * resolution / 2).clamp(0, 1)[:, None]  # where distance < 0: [n, 1, H, W]
+        return image + (colour - image) * inside
+    def ellipse(x0: float, y0: float, a, b) -> Tensor:  # first-order distance to the curve, exact on it
+        u, v = (x - x0) / a, (y - y0) / b
+        length = (u * u + v * v).sqrt()
+        return (length - 1) * length / ((u / a).square() + (v / b).square()).sqrt().clamp(min=1e-6)
+
+    image = torch.zeros(1, 3, 1, 1)
+    image = paint(torch.full_like(x, -9.0), (0.08, 0.16, 0.42), (0.68, 0.93, 0.86), mix=(1 + ground)[:, None] / 2)
+    image = paint(ellipse(0, -0.14, 0.9, 1.0), (0.18, 0.10, 0.06))  # hair
+    image = paint(ellipse(0, 0.12, 0.76, 0.88), (0.36, 0.21, 0.13), (1.0, 0.86, 0.72), mix=(1 + skin)[:, None] / 2)
+    for side in (-0.33, 0.33):
+        eye = ellipse(side, -0.12, 0.22, 0.15 + 0.11 * eyes)
+        image = paint(eye, (1.0, 1.0, 1.0))
+        image = paint(torch.maximum(eye, ellipse(side, -0.12, 0.11, 0.13)), (0.05, 0.05, 0.1))  # pupil
+    bend = 0.9 * smile  # the mouth is a parabola
+    mouth = (y - 0.52 + bend * (x * x - 0.07)).abs() / (1 + (2 * bend * x).square()).sqrt() - 0.06
+    return 2 * paint(torch.maximum(mouth, x.abs() - 0.38), (0.65, 0.1, 0.15)) - 1, values
+
+def load_cartoon(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """20,000 faces for training and 2,000 other ones for testing."""
+    chunks = [to_uint8(cartoon_faces(1000, config.resolution, seed)[0]).numpy() for seed in range(22)]
+    return np.concatenate(chunks[:20]), np.concatenate(chunks[20:])
+
+MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+MNIST_SHA256 = {  # of the decoded bytes
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+}
+
+def read_idx(path: Path) -> np.ndarray:
+    """Images in MNIST's IDX format, gzipped or not: magic number, three sizes, bytes -> uint8 [N, H, W]."""
+    with explain(f"{path} is not a readable IDX file of images"):
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        magic, *shape = struct.unpack(">4I", raw[:16])
+        if magic != 0x803:
+            raise ValueError(f"its magic number is {magic:#x}, not 0x803")
+        if len(raw) != 16 + math.prod(shape) or 0 in shape:
+            raise ValueError(f"{len(raw) - 16} bytes of pixels do not make the announced {' x '.join(map(str, shape))}")
+        return np.frombuffer(raw, np.uint8, offset=16).reshape(shape)
+
+def load_mnist(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The original files, downloaded when absent; 28x28 padded to 32x32, other resolutions resized from that."""
+    arrays, size = [], (config.resolution, config.resolution)
+    for name, digest in MNIST_SHA256.items():
+        plain, packed = (Path(config.data_dir) / f"{name}{ending}" for ending in ("", ".gz"))
+        if not plain.exists() and not packed.exists():
+            print(f"downloading {MNIST_URL}{name}.gz to {packed}")
+            with explain(f"{packed} is missing and cannot be downloaded"):
+                with urllib.request.urlopen(f"{MNIST_URL}{name}.gz", timeout=30) as response:
+                    data = response.read()
+                if hashlib.sha256(gzip.decompress(data)).hexdigest() != digest:
+                    raise ValueError("the server sent other bytes than MNIST's (wrong checksum)")
+                packed.parent.mkdir(parents=True, exist_ok=True)
+                packed.write_bytes(data)
+        images = np.pad(read_idx(plain if plain.exists() else packed), ((0, 0), (2, 2), (2, 2)))
+        if images.shape[1:] != size:
+            images = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.LANCZOS)) for image in images])
+        arrays.append(images[:, None])  # [N, 32, 32] -> [N, 1, 32, 32]
+    return arrays[0], arrays[1]
+
+def read_table(path: Path, known: set[int]) -> dict[str, list[int]]:
+    """CelebA's text tables: optionally the number of rows and a line of column names, then per image its file name
+    and values out of `known`; lines end in LF or CRLF. Returns {file name: values}."""
+    with explain(f"{path} is not a CelebA table"):
+        rows = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        count = int(rows.pop(0)[0]) if rows and len(rows[0]) == 1 else None
+        columns = len(rows.pop(0)) if rows and "." not in rows[0][0] else 1
+        table = {name: [int(value) for value in values] for name, *values in rows}
+        for name, values in table.items():
+            if len(values) != columns or not known.issuperset(values):
+                raise ValueError(f"{name} should have {columns} values out of {sorted(known)}")
+        if not table or count not in (None, len(table)):
+            raise ValueError(f"it has {len(table)} different rows" + (f" but announces {count}" if count else ""))
+        return table
+
+def load_celeba(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The official layout, or any subset of its images; partition 2 is the test set."""
+    root, folder = Path(config.data_dir), Path(config.data_dir) / "img_align_celeba"
+    present = {path.name for path in list_images(folder)}
+    if not present:
+        raise UserError(f"no {folder}/000001.jpg or other image: from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html get "
+                        f"img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt, and unpack them in {root}")
+    partition = read_table(root / "list_eval_partition.txt", {0, 1, 2})
+    names, attributes = sorted(present & partition.keys()), root / "list_attr_celeba.txt"
+    print(f"celeba: {len(names):,} of the {len(partition):,} listed images are present")
+    if not names:
+        raise UserError(f"{root / 'list_eval_partition.txt'} lists none of the images in {folder}")
+    if attributes.exists() and (missing := set(names) - read_table(attributes, {-1, 1}).keys()):
+        raise UserError(f"{attributes} does not match the images: no row for {min(missing)}, {len(missing)} in all")
+    train, test = ([folder / n for n in names if (partition[n] == [2]) == is_test] for is_test in (False, True))
+    return decode_split(train, test, config)
+
+def list_images(folder: Path) -> list[Path]:
+    endings = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+
+def load_folder(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Every readable image below a folder; the last 5% of a fixed random order are the test set."""
+    paths = list_images(Path(config.data_dir))
+    if not paths:
+        raise UserError(f"{config.data_dir} is not a folder with image files (.jpg, .png, ...)")
+    return decode_split([paths[i] for i in np.random.default_rng(0).permutation(len(paths))], [], config)
+
+def read_image(path: Path, config: Config) -> np.ndarray:
+    """A picture file as uint8 [C, H, W]: upright, on white where transparent. CelebA's whole frame is squashed to a
+    square, as the author does; other pictures are cropped."""
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("L" if config.dataset == "mnist" else "RGB")
+        size, squash = (config.resolution, config.resolution), config.dataset == "celeba"
+        image = image.resize(size, Image.LANCZOS) if squash else ImageOps.fit(image, size, Image.LANCZOS)
+        return np.asarray(image).reshape(*size, -1).transpose(2, 0, 1)
+
+def decode_split(train: list[Path], test: list[Path], config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes both sets of files; without a test set, the last 5% of the others are held out."""
+    if not test:
+        train, test = train[: -max(1, len(train) // 20)], train[-max(1, len(train) // 20) :]
+        print(f"{config.dataset}: no images of a test set, so {len(test)} images (5%) are held out for testing")
+    if not train:
+        raise UserError(f"{config.data_dir} has too few images to train on: at least two are needed")
+    return decode(train, config), decode(test, config)
+
+def decode(paths: list[Path], config: Config) -> np.ndarray:
+    """The images as a memory map [N, C, H, W] of a cache file, written once per list of files and resolution."""
+    shape, bad = (colours(config), config.resolution, config.resolution), []
+    def read(path: Path) -> bytes:
+        try:
+            return read_image(path, config).tobytes()
+        except Exception as error:  # Pillow raises many kinds on damaged files
+            bad.append(path)
+            tqdm.write(f"skipped {path}: {' '.join(str(error).split())}")
+            return b""
+    key = hashlib.sha256(f"{shape} {config.dataset == 'celeba'}".encode())
+    for path in paths:
+        key.update(f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlsgan"
+    stem = f"{config.dataset}-{config.resolution}-{key.hexdigest()[:16]}"
+    for file in cache.glob(f"{stem}-*.u8"):  # raw bytes; the number of images is in the name
+        n = int(file.stem.rsplit("-", 1)[1])
+        if file.stat().st_size == n * math.prod(shape):  # else truncated: decode again
+            return np.memmap(file, np.uint8, "r", shape=(n, *shape))
+    with explain(f"cannot write the decoded images to {cache}"):
+        cache.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor() as pool, open(cache / f"{stem}.{os.getpid()}.tmp", "wb") as temporary:
+            for start in tqdm(range(0, len(paths), 256), "decoding", unit="x256 images"):
+                temporary.writelines(pool.map(read, paths[start : start + 256]))
+        n = len(paths) - len(bad)
+        os.replace(temporary.name, file := cache / f"{stem}-{n}.u8")
+        if not n or len(bad) > max(10, 0.05 * len(paths)):
+            file.unlink()
+            raise UserError(f"too many unreadable images: {len(bad)} of {len(paths)} files, such as {bad[0]}")
+    return np.memmap(file, np.uint8, "r", shape=(n, *shape))
+
+LOADERS = {"cartoon": load_cartoon, "mnist": load_mnist, "celeba": load_celeba, "folder": load_folder}
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[-1, 1] -> 0..255, clipped and rounded."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+def to_float(x: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 [B, C, H, W] -> float32 in [-1, 1] on the device, channels last in memory."""
+    x = torch.from_numpy(np.ascontiguousarray(x))
+    x = (x.pin_memory() if torch.device(device).type == "cuda" else x).to(device, non_blocking=True)
+    return x.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+
+def batches(images: np.ndarray, batch_size: int, seed: int, step: int, flip: bool) -> Iterator[np.ndarray]:
+    """Endless uint8 batches [B, C, H, W], from a training step on, in a new random order each epoch (whose incomplete
+    last batch is left out). The order follows from seed and epoch alone, so that a run can go on where it stopped."""
+    if batch_size > len(images):
+        raise UserError(f"there are only {len(images)} images for training: --batch-size {batch_size} is too large")
+    epoch, first = divmod(step, len(images) // batch_size)
+    while True:
+        rng = np.random.default_rng([seed, epoch])
+        order, mirrored = rng.permutation(len(images)), rng.random(len(images)) < 0.5 * flip
+        for i in range(first * batch_size, len(images) - batch_size + 1, batch_size):
+            batch, mirror = images[order[i : i + batch_size]], mirrored[i : i + batch_size]
+            batch[mirror] = batch[mirror, :, :, ::-1]
+            yield batch
+        epoch, first = epoch + 1, 0
+
+# Measures
+METRICS = {  # every field of metrics.jsonl; those from "l_enc" on stand only in lines with an evaluation
+    "images": "real images seen so far",
+    "seconds": "training time so far, in seconds, evaluations included",
+    "images_per_second": "training speed since the last line",
+    "lr": "learning rate",
+    "loss_d": "discriminator loss without penalty, mean since the last line (as all training losses)",
+    "loss_g": "generator loss",
+    "l_enc_train": "L_enc of the networks in training",
+    "penalty": "R1 or WGAN-GP penalty times its weight",
+    "logits_real": "mean logit of real images",
+    "logits_fake": "mean logit of generated images",
+    "z_hat_mean": "mean over dimensions of |batch mean of z_hat|: near 0 for a good encoder",
+    "active_train": "number of v_i > 1/2 in the running average v",
+    "entropy_train": "differential entropy of z * s, in nats",
+    "effective_train": "effective dimensions (sum s^2)^2 / sum s^4",
+    "l_enc": "L_enc of the averaged networks (1: the encoder knows nothing; 0: everything)",
+    "mse_z": "mean squared error of z_hat, not weighted by s^2",
+    "v": "E[z_hat^2] of the averaged encoder, per dimension",
+    "active": "number of v_i > 1/2",
+    "spread": "standard deviation per pixel, averaged: generated over real images (healthy: near 1)",
+    "psnr_*": "PSNR of reconstructions, dB; * is `generated` or `test`",
+    "ssim_*": "SSIM of reconstructions",
+    "gain_*": "PSNR of reconstructions above that of the mean image, dB",
+    "mse_*": "mean squared error of reconstructions, images in [-1, 1]",
+}
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio per image in dB: [B, C, H, W] twice, in [-1, 1] (peak to peak 2) -> [B]."""
+    return 10 * torch.log10(4 / (x - y).square().flatten(1).mean(1).clamp(min=1e-10))
+
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Structural similarity per image (Wang et al. 2004: 11x11 Gaussian, sigma 1.5): [B, C, H, W] twice -> [B]; nan
+    below 11x11 pixels."""
+    if x.shape[-1] < 11:
+        return torch.full((len(x),), math.nan)
+    taps = torch.exp(-torch.arange(-5.0, 6.0, dtype=x.dtype, device=x.device).square() / (2 * 1.5**2))
+    window = torch.outer(taps, taps)[None, None] / taps.sum() ** 2
+    def mean(image: Tensor) -> Tensor:  # [B, C, H, W] -> [B*C, 1, H-10, W-10]
+        return F.conv2d(image.flatten(0, 1)[:, None], window)
+
+    x_mean, y_mean = mean(x), mean(y)
+    x_var, y_var, covariance = mean(x * x) - x_mean**2, mean(y * y) - y_mean**2, mean(x * y) - x_mean * y_mean
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the usual constants for a range of 2
+    similarity = (2 * x_mean * y_mean + c1) * (2 * covariance + c2)
+    return (similarity / ((x_mean**2 + y_mean**2 + c1) * (x_var + y_var + c2))).view(len(x), -1).mean(1)
+
+@torch.no_grad()
+def evaluate(model: DLSGAN, images: Tensor, batch_size: int = 32, seed: int = 1) -> dict:
+    """The METRICS from "l_enc" on, of test images [N, C, H, W] in [-1, 1] and N generated ones."""
+    device = model.latent_scale.v.device
+    def in_batches(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        parts = zip(*(x.split(batch_size) for x in tensors), strict=True)
+        return torch.cat([function(*(x.to(device) for x in part)).cpu() for part in parts])
+
+    z = model.prior(len(images), seed).cpu()
+    generated = in_batches(lambda z: model.decode(z).clamp(-1, 1), z)
+    z_hat = in_batches(model.encode, generated)
+    v = z_hat.square().mean(0)
+    result = {
+        "l_enc": encoder_loss(z, z_hat, model.latent_scale.scale().cpu()).item(),
+        "mse_z": (z - z_hat).square().mean().item(),
+        "v": [round(value, 5) for value in v.tolist()],
+        "active": int((v > 0.5).sum()),
+        "spread": (generated.std(0).mean() / images.std(0).mean()).item(),
+    }
+    for name, x in (("generated", generated), ("test", images.clamp(-1, 1))):
+        y = in_batches(lambda x: model.reconstruct(x).clamp(-1, 1), x)
+        result[f"psnr_{name}"] = psnr(x, y).mean().item()
+        result[f"ssim_{name}"] = in_batches(ssim, x, y).mean().item()
+        result[f"gain_{name}"] = result[f"psnr_{name}"] - psnr(x, x.mean(0)).mean().item()
+        result[f"mse_{name}"] = (x - y).square().mean().item()
+    return result
+
+def grid(rows: Iterable[Tensor]) -> np.ndarray:
+    """Rows of images [n, C, H, W] in [-1, 1] as one picture [rows*H, n*W, C] (without C if grey)."""
+    picture = to_uint8(torch.cat([torch.cat(list(row.cpu()), 2) for row in rows], 1)).permute(1, 2, 0).numpy()
+    return picture[:, :, 0] if picture.shape[2] == 1 else picture
+
+@torch.no_grad()
+def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: str) -> None:
+    """The figure to look at first: samples, reconstructions, the spectrum of v, and curves from metrics.jsonl."""
+    from matplotlib.figure import Figure
+
+    samples = torch.cat([model.sample(8, seed).cpu() for seed in range(8)])
+    lines = [line for line in history if "l_enc" in line]
+    last, panels = lines[-1], [("samples", samples.split(8))]
+    for name, x in (("generated", samples), ("test", test)):
+        x = x[: 8 * min(4, max(1, len(x) // 8))].split(8)
+        text = f"{last[f'psnr_{name}']:.1f} dB, {last[f'gain_{name}']:+.1f} dB against the mean image"
+        pairs = [row for part in x for row in (part, model.reconstruct(part.to(model.latent_scale.v.device)))]
+        panels.append((f"{name} images, each row above its reconstructions\n{text}", pairs))
+    figure = Figure((12, 8.2), layout="constrained")
+    figure.suptitle(title)
+    pictures, (spectrum, *curves) = figure.subplots(2, 3, height_ratios=(1.2, 1))
+    for axis, (text, rows) in zip(pictures, panels, strict=True):
+        axis.imshow(grid(rows), cmap="gray", interpolation="nearest")
+        axis.set_title(text, fontsize=10)
+        axis.axis("off")
+    spectrum.bar(range(1, 1 + len(last["v"])), sorted(last["v"], reverse=True), width=1, color="#30638e")
+    spectrum.axhline(0.5, color="0.4", linestyle="--")
+    spectrum.set(xlabel="latent dimension, sorted", ylabel="v: variance the encoder recovers", ylim=(0, 1.1))
+    spectrum.set_title(f"{last['active']} of {len(last['v'])} dimensions active (v > 1/2)", fontsize=10)
+    for axis, unit, keys in (
+        (curves[0], "no unit", {"l_enc": "L_enc", "spread": "spread, generated / real"}),
+        (curves[1], "dB above the mean image", {"gain_generated": "generated images", "gain_test": "test images"}),
+    ):
+        for (key, label), style in zip(keys.items(), ("-", "--"), strict=True):
+            axis.plot([line["images"] / 1000 for line in lines], [line[key] for line in lines], style, label=label)
+        axis.set(xlabel="thousand real images seen", ylabel=unit)
+        axis.legend(frameon=False)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+# Training
+FORMAT, EVALUATED = 1, 500  # version of the checkpoints; test images in an evaluation during training
+
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Replaces the file in one step and keeps the one before as checkpoint-previous.pt."""
+    with explain(f"cannot write {path}"):
+        with open(path.with_suffix(".tmp"), "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, path.with_name("checkpoint-previous.pt"))
+        os.replace(file.name, path)
+
+def read_checkpoint(path: str | Path) -> tuple[Config, dict]:
+    """The configuration and the state in a checkpoint file, or in the newest checkpoint of a run's folder."""
+    files = (Path(path) / "checkpoint.pt", Path(path) / "checkpoint-previous.pt") if Path(path).is_dir() else (Path(path),)
+    path = next((file for file in files if file.exists()), files[0])
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)  # never runs code from the file
+        config = Config(**state["config"])
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except Exception:  # torch's message is pages long, and advises to load the file unsafely
+        raise UserError(f"{path} is damaged or not a checkpoint of this program") from None
+    if state.get("format") != FORMAT:
+        raise UserError(f"{path} has checkpoint format {state.get('format')}, and this program reads {FORMAT}")
+    config.check()
+    return config, state
+
+def load(checkpoint: str | Path, device: str = "auto") -> DLSGAN:
+    """The trained model (averaged weights) of a checkpoint file or a run's folder, ready to encode and decode."""
+    config, state = read_checkpoint(checkpoint)
+    model = build(config)
+    with explain(f"{checkpoint} holds weights of another configuration than it names"):
+        model.load_state_dict(state["ema"])
+    return model.requires_grad_(False).eval().to(pick_device(device), memory_format=torch.channels_last)
+
+def open_metrics(path: Path, images: int) -> list[dict]:
+    """The lines of metrics.jsonl up to a checkpoint after so many images; later or broken ones are cut off the file."""
+    with explain(f"cannot write to {path.parent}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = []
+        with contextlib.suppress(ValueError, FileNotFoundError):  # a last line that a crash cut short; a new run
+            lines.extend(line for line in map(json.loads, path.read_text().splitlines()) if line["images"] <= images)
+        path.with_suffix(".tmp").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        os.replace(path.with_suffix(".tmp"), path)
+        return lines
+
+def keep_memory() -> None:
+    """glibc gives large blocks back to the system at every free, and each new one costs page faults. Keep them."""
+    with contextlib.suppress(OSError, AttributeError):
+        for parameter, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
+            ctypes.CDLL("libc.so.6").mallopt(parameter, value)
+
+def train(config: Config, resume: bool = False, stop: threading.Event | None = None) -> Iterator[dict]:
+    """Trains and yields a line of METRICS at least 200 times, with ten evaluations on the way.
+
+    Writes checkpoint.pt, metrics.jsonl and report.png to config.out if that is set. resume: go on from the checkpoint
+    in config.out; on the same CPU and thread count the result is that of an uninterrupted run to the bit.
+    stop: an event to set from outside; the loop then finishes the step, saves and returns.
+    """
+    c, device, out = config, pick_device(config.device), Path(config.out) if config.out else None
+    c.check()
+    keep_memory()
+    torch.set_num_threads(c.threads or torch.get_num_threads())
+    torch.set_float32_matmul_precision("high")  # TF32 on CUDA, no effect on a CPU
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    torch.manual_seed(c.seed)
+    model = build(c).to(device, memory_format=torch.channels_last)
+    average = copy.deepcopy(model).requires_grad_(False)
+    rng = torch.Generator().manual_seed(c.seed)
+    optimizers = make_optimizers(model, c.lr)
+    stateful = {"model": model, "ema": average, "optimizer_g": optimizers[0], "optimizer_d": optimizers[1]}
+    step, step_logged, seconds, totals = 0, 0, 0.0, {}  # totals: sums of the training losses since the last line
+    if resume:
+        _, state = read_checkpoint(out)
+        with explain(f"the checkpoint in {out} does not fit its own configuration"):
+            for name, target in stateful.items():
+                target.load_state_dict(state[name])
+            rng.set_state(state["rng"])
+            step, step_logged, seconds, totals = (state[key] for key in ("step", "step_logged", "seconds", "totals"))
+    train_images, test_images = LOADERS[c.dataset](c)
+    history = open_metrics(out / "metrics.jsonl", step * c.batch_size) if out else []
+    test = to_float(test_images[:EVALUATED])
+    stream = batches(train_images, c.batch_size, c.seed, step, c.flip)
+    weights, averages = ([*m.generator.parameters(), *m.discriminator.parameters()] for m in (model, average))
+    steps = math.ceil(c.images / c.batch_size)
+    log_every = min(50, max(1, steps // 200))
+    evaluate_every = log_every * max(1, steps // log_every // 10)
+    penalty_every = 1 if c.loss == "wgan-gp" else 16
+    logged = saved = time.perf_counter()
+    started, step_saved = logged - seconds, step
+    def save() -> None:
+        state = {name: x.state_dict() for name, x in stateful.items()} | {"format": FORMAT, "config": dataclasses.asdict(c)}
+        state |= {"step": step, "step_logged": step_logged, "totals": totals, "rng": rng.get_state()}
+        state["seconds"] = time.perf_counter() - started
+        save_checkpoint(out / "checkpoint.pt", state)
+
+    while step < steps and not (stop and stop.is_set()):
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = lr = c.lr * c.lr_final ** (step / steps)
+        penalty_weight = 0.0 if step % penalty_every else c.r1_gamma / 2 * penalty_every
+        real = to_float(next(stream), device)
+        scalars = train_step(model, optimizers, real, rng, c.loss, c.encoder_weight, penalty_weight, device.type == "cuda")
+        torch._foreach_lerp_(averages, weights, 1 - min(0.999, (1 + step) / (10 + step)))
+        average.latent_scale.load_state_dict(model.latent_scale.state_dict())
+        totals = {key: value + totals.get(key, 0.0) for key, value in scalars.items()}
+        step += 1
+        if step % log_every and step != steps and step not in (1, 2, 4, 8, 16):
+            continue
+        now, since, step_logged = time.perf_counter(), step - step_logged, step
+        line = {"images": step * c.batch_size, "seconds": round(now - started, 2), "lr": lr}
+        line["images_per_second"] = round(since * c.batch_size / (now - logged), 2)
+        line |= {key: value.item() / since for key, value in totals.items()}
+        line |= {f"{key}_train": value.item() for key, value in model.latent_scale.measures().items()}
+        if bad := [key for key in line if not math.isfinite(line[key])]:
+            raise UserError(f"{bad[0]} became {line[bad[0]]} after {line['images']:,} images; the last checkpoint is kept: "
+                            "try a smaller --lr or a larger --r1-gamma")
+        if step % evaluate_every == 0 or step == steps:
+            line |= evaluate(average, test, c.batch_size)
+        totals = {}
+        history.append(line)
+        if out:
+            with explain(f"cannot write to {out}"), open(out / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+            if "l_enc" in line:
+                title = f"{c.dataset}, with{'' if c.latent_scale else 'out'} latent scale, {line['images']:,} images"
+                report(average, test, history, out / "report.png", f"{title}, seed {c.seed}")
+            if "l_enc" in line or now - saved > 300:
+                save()
+                saved, step_saved = now, step
+        yield line
+        logged = time.perf_counter()
+    if out and step != step_saved:
+        save()
+
+# Command line
+def reconstruct_photos(photos: list[str], checkpoint: str, out: Path) -> None:
+    """Writes each photo beside its reconstruction as PHOTO-reconstruction.png; prints PSNR and how unusual it is."""
+    model, (config, _) = load(checkpoint, "cpu"), read_checkpoint(checkpoint)
+    z_hat = torch.cat([model.encode(model.sample(32, seed).clamp(-1, 1)) for seed in range(16)])
+    v = z_hat.square().mean(0)
+    live = v >= min(0.5, v.max())
+    distances = (z_hat.square() / v)[:, live].mean(1)  # [512], 1 on average
+    for photo in photos:
+        with explain(f"{photo} cannot be read as an image"):
+            x = to_float(read_image(Path(photo), config)[None])
+        z = model.encode(x)
+        y, distance = model.decode(z).clamp(-1, 1), (z[0].square() / v)[live].mean()
+        path = out / f"{Path(photo).stem}-reconstruction.png"
+        with explain(f"cannot write {path}"):
+            out.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grid([torch.cat([x, y])])).save(path)
+        print(f"{path}: PSNR {psnr(x, y).item():.1f} dB; latent distance {distance:.2f} (generated images: 1.00 on average; "
+              f"farther out than {(distances < distance).float().mean():.0%} of them)")
+
+def parse(arguments: list[str] | None) -> dict:
+    changes = {name: " ".join(f"{k}={v}" for k, v in p.items()) or "the defaults above" for name, p in PRESETS.items()}
+    parser = argparse.ArgumentParser(
+        description="Trains a Dynamic Latent Scale GAN, or reconstructs photos with a trained one.",
+        epilog="presets, as changes from the defaults:\n" + "\n".join(f"  {n:9} {text}" for n, text in changes.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="settings to start from (default: named as the data set)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its own settings")
+    parser.add_argument("--reconstruct", metavar="PHOTO", nargs="+", help="write photos beside their reconstructions")
+    parser.add_argument("--checkpoint", metavar="FILE", help="for --reconstruct: a checkpoint, or the folder of a run")
+    for field in dataclasses.fields(Config):
+        text, switch = field.metadata["help"], isinstance(field.default, bool)
+        text += f" (default: {field.default})" if field.default or switch else ""
+        kind = {"action": argparse.BooleanOptionalAction} if switch else {"type": type(field.default)}
+        parser.add_argument("--" + field.name.replace("_", "-"), help=text, **kind)
+    return vars(parser.parse_args(arguments))
+
+def configure(given: dict) -> Config:
+    """The configuration that a command line means, with data and output folders filled in."""
+    dataset = given.get("dataset", "folder" if "data_dir" in given and "preset" not in given else None)
+    if dataset and dataset not in LOADERS:
+        if not Path(dataset).is_dir():
+            raise UserError(f"unknown data set {dataset!r}: choose {', '.join(LOADERS)} or an existing folder of images")
+        given["data_dir"], dataset = dataset, "folder"
+    preset = given.pop("preset", dataset or "cartoon")
+    config = Config(**PRESETS[preset] | given | ({"dataset": dataset} if dataset else {}))
+    config.check()
+    config.data_dir = config.data_dir or f"data/{config.dataset}"
+    if not config.out:
+        base = f"runs/{preset}" + ("" if config.latent_scale else "-no-scale")
+        config.out = next(r for i in itertools.count(1) if not Path(r := base if i == 1 else f"{base}-{i}").exists())
+    if any(Path(config.out).glob("checkpoint*.pt")):
+        raise UserError(f"{config.out} already holds a run: --resume {config.out} goes on with it, --out names another")
+    return config
+
+def run(config: Config, resume: bool) -> None:
+    """Trains with a progress bar, then prints the measures and where everything is."""
+    device, model, stop, measured = pick_device(config.device), build(config), threading.Event(), {}
+    print("settings: " + " ".join(f"{key}={value}" for key, value in dataclasses.asdict(config).items() if value != ""))
+    sizes = [sum(p.numel() for p in network.parameters()) for network in (model.generator, model.discriminator)]
+    print(f"generator {sizes[0]:,} and discriminator {sizes[1]:,} parameters, on {device}")
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.set())
+    with tqdm(total=config.images, unit=" images", unit_scale=True, smoothing=0.1) as bar:
+        for i, line in enumerate(train(config, resume, stop)):
+            if i == 4:
+                hours = (config.images - line["images"]) / line["images_per_second"] / 3600
+                left = f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.1f} hours = {hours / 24:.1f} days"
+                tqdm.write(f"{line['images_per_second']:.1f} images/s on this device: about {left} for this run")
+            bar.update(min(line["images"], config.images) - bar.n)
+            bar.set_postfix_str(f"L_enc {line['l_enc_train']:.3f}, {line['active_train']} active")
+            measured = line if "l_enc" in line else measured
+    for key, value in measured.items():
+        if isinstance(value, (int, float)):
+            text = METRICS.get(key) or METRICS[key.split("_")[0] + "_*"].split(";")[0] + " (" + key.split("_")[1] + " images)"
+            print(f"{key:18}{value:14,.3f}   {text}")
+    print(f"in {config.out}: report.png, checkpoint.pt, metrics.jsonl")
+    if stop.is_set():
+        print(f"stopped and saved; go on with: python {sys.argv[0]} --resume {config.out}")
+
+def main(arguments: list[str] | None = None) -> int:
+    given = parse(arguments)
+    try:
+        if ("reconstruct" in given) != ("checkpoint" in given):
+            raise UserError("--reconstruct PHOTO and --checkpoint FILE go together (to train on, use --resume RUN)")
+        if "reconstruct" in given:
+            reconstruct_photos(given["reconstruct"], given["checkpoint"], Path(given.get("out", ".")))
+        elif folder := given.pop("resume", None):
+            if own := given.keys() - {"images", "device", "threads"}:
+                raise UserError(f"--resume keeps the settings of {folder}: leave out --{min(own).replace('_', '-')}")
+            run(dataclasses.replace(read_checkpoint(folder)[0], out=folder, **given), resume=True)
+        else:
+            run(configure(given), resume=False)
+    except UserError as error:
+        print(f"dlsgan: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+if __name__ == "__main__":
+    sys.exit(main())
