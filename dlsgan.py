@@ -23,8 +23,7 @@ that. Dimensions that are not recovered fade away, the others grow, until nothin
     z, z_hat  latent vector, its prediction   [B, d]        z is i.i.d. N(0, 1); z_hat is the second output of D
     logits    adversarial value               [B]           first output of D
     v, s      latent variance trace, scale    [d]           v = E[z_hat^2], in [0, 1] for a good encoder; mean(s^2) = 1
-    z_scaled  z * s, the input of G           [B, d]
-    w         output of the mapping network   [B, d]
+    z_scaled  z * s, the input of G           [B, d]        w, also [B, d], is what its mapping network makes of it
 
 Changes from the paper, and choices where it is silent:
   * One fake batch serves L_D and L_G, as in Algorithm 1. No gradient flows through s or v.
@@ -32,12 +31,11 @@ Changes from the paper, and choices where it is silent:
     gamma / 2. The author's code weighs it 10 at every step, which is gamma = 20 here.
   * v starts at ones, since the first outputs of an untrained head say nothing. The celeba preset averages the last 512
     batches as the paper does ("sma"), the laptop presets exponentially ("ema").
-  * In the laptop presets the latent head starts at a tenth of the usual scale, so that L_enc starts near 1.
+  * In the laptop presets the latent head starts at a tenth of the usual weights, so that L_enc starts near 1.
   * The mapping network does not normalise its input: the length of z * s is information.
   * No per-pixel noise (nobody could recover it), no minibatch-stddev (an image must encode to the same latent vector
     in any batch), no style mixing, no path length term. All that is shown or measured uses averaged weights.
-  * d = 512, Adam (1e-3, betas 0 and 0.99; 0.01 of that for the mapping network), x0.98 an epoch, 50 epochs: not in
-    the paper, but in the author's 2021 code.
+  * d = 512, Adam (1e-3, betas 0 and 0.99; mapping network 1e-5), x0.98 an epoch, 50 epochs: the author's 2021 code.
 
     python dlsgan.py                         cartoon faces drawn by this file, 32x32: 5 minutes on two CPU cores
     python dlsgan.py --dataset mnist         digits, 32x32: 12 minutes on two CPU cores
@@ -53,12 +51,10 @@ import ctypes
 import dataclasses
 import gzip
 import hashlib
-import itertools
 import json
 import math
 import os
 import signal
-import struct
 import sys
 import threading
 import time
@@ -79,9 +75,7 @@ from tqdm import tqdm
 
 class LatentScale(nn.Module):
     """The latent variance trace v and the latent scale s = sqrt(d v / sum(v)) (lines 2 and 8).
-
-    rule     "ema": exponential moving average with decay 1 - 1/window; "sma": mean of the last `window` batches
-    window   memory in training steps (the paper: sma, 512)
+    rule     "ema": exponential moving average with decay 1 - 1/window; "sma" (paper): mean of the last `window` batches
     enabled  False keeps s = 1, the paper's comparison without latent scale; v is measured all the same
     """
     def __init__(self, latent_dim: int, rule: str = "ema", window: int = 100, enabled: bool = True):
@@ -92,22 +86,22 @@ class LatentScale(nn.Module):
     @torch.no_grad()
     def update(self, z_hat: Tensor) -> None:
         """Line 8. The variance of z_hat [B, d] is taken around 0, the mean of an optimal encoder's predictions."""
-        batch_v = z_hat.float().square().mean(0)  # [B, d] -> [d]
+        batch_v = z_hat.to(self.v.dtype).square().mean(0)  # [B, d] -> [d]
         if self.rule == "ema":
             self.v.lerp_(batch_v, 1 / self.window)
         else:
             self.past = torch.cat((self.past[1:], batch_v[None]))  # [window, d], oldest first
             self.v.copy_(self.past.mean(0))
-    def scale(self, v: Tensor | None = None) -> Tensor:
+    def scale(self) -> Tensor:
         """s [d], line 2: d units of power, shared in proportion to v. Carries no gradient."""
-        v = (self.v if v is None else v).detach()
+        v = self.v.detach()
         return (len(v) * v / v.sum()).sqrt() if self.enabled else torch.ones_like(v)
-    def measures(self, v: Tensor | None = None) -> dict[str, Tensor]:
+    def measures(self) -> dict[str, Tensor]:
         """entropy: of z * s in nats, sum_i log(s_i sqrt(2 pi e)), at most 1.4189 d, reached at s = 1; active: number of
         dimensions with v_i > 1/2; effective: (sum s^2)^2 / sum s^4, which is k when k dimensions share all the power."""
-        s, v = self.scale(v), self.v if v is None else v
+        s = self.scale()
         entropy = (s.clamp(min=1e-12).log() + 0.5 * math.log(2 * math.pi * math.e)).sum()
-        return {"entropy": entropy, "active": (v > 0.5).sum(), "effective": s.square().sum() ** 2 / s.pow(4).sum()}
+        return {"entropy": entropy, "active": (self.v > 0.5).sum(), "effective": s.square().sum() ** 2 / s.pow(4).sum()}
 
 # f_r^d, f_g^d and f_g of lines 6 and 7: functions from logits a [B] to losses [B]. softplus(-a) = -log sigmoid(a).
 LOSSES = {
@@ -116,6 +110,10 @@ LOSSES = {
     "lsgan": (lambda a: (a - 1).square() / 2, lambda a: a.square() / 2, lambda a: (a - 1).square() / 2),
     "wgan-gp": (lambda a: -a, lambda a: a, lambda a: -a),  # with its own gradient penalty instead of R1
 }
+
+def prior(n: int, latent_scale: LatentScale, rng: torch.Generator) -> Tensor:
+    """Line 1: z ~ N(0, I), [n, d]. Drawn on the CPU, so that a seed means the same on every device."""
+    return torch.randn(n, len(latent_scale.v), generator=rng).to(latent_scale.v.device, non_blocking=True)
 
 def encoder_loss(z: Tensor, z_hat: Tensor, s: Tensor) -> Tensor:
     """Line 4: the mean squared error between z * s and z_hat * s; z, z_hat [B, d], s [d] -> scalar."""
@@ -128,15 +126,13 @@ def r1_penalty(logits: Tensor, x: Tensor) -> Tensor:
 
 def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
     """mean_batch (|d logits / d x| - 1)^2 between real and fake (WGAN-GP, Gulrajani et al. 2017); mix [B] in [0, 1]."""
-    x = fake.detach().lerp(real, mix.view(-1, *[1] * (real.dim() - 1))).requires_grad_()
+    x = fake.detach().lerp(real, mix.to(real.dtype).view(-1, *[1] * (real.dim() - 1))).requires_grad_()
     (gradient,) = torch.autograd.grad(discriminator(x)[0].sum(), x, create_graph=True)
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 class DLSGAN(nn.Module):
-    """A generator, its discriminator-encoder and their latent scale.
-
-    Images are float32 [B, C, H, W] in [-1, 1]; latent vectors [B, d] are not scaled: N(0, 1)^d gives samples.
-    """
+    """A generator, its discriminator-encoder and their latent scale. Images are float32 [B, C, H, W] in [-1, 1]; latent
+    vectors are [B, d] and not yet scaled: those of N(0, I) decode to samples."""
     def __init__(self, generator: nn.Module, discriminator: nn.Module, latent_scale: LatentScale):
         super().__init__()
         self.generator, self.discriminator, self.latent_scale = generator, discriminator, latent_scale
@@ -146,23 +142,19 @@ class DLSGAN(nn.Module):
         return self.generator(z * self.latent_scale.scale())
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
-    def prior(self, n: int, seed: int = 0) -> Tensor:
-        """z ~ N(0, I), [n, d]; the same seed gives the same vectors on every device."""
-        v = self.latent_scale.v
-        return torch.randn(n, len(v), generator=torch.Generator().manual_seed(seed)).to(v.device)
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        return self.decode(self.prior(n, seed))
+        return self.decode(prior(n, self.latent_scale, torch.Generator().manual_seed(seed)))
 
 def make_optimizers(model: DLSGAN, lr: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Adam for G and for D; the fused one where it exists."""
-    fused = model.latent_scale.v.device.type in ("cpu", "cuda")
-    return tuple(torch.optim.Adam(m.parameters(), lr, (0.0, 0.99), fused=fused) for m in (model.generator, model.discriminator))
+    networks, fused = (model.generator, model.discriminator), model.latent_scale.v.device.type in ("cpu", "cuda")
+    return tuple(torch.optim.Adam(network.parameters(), lr, (0.0, 0.99), fused=fused) for network in networks)
 
 def train_step(
     model: DLSGAN,
     optimizers: Iterable[torch.optim.Optimizer],  # of G and of D
     real: Tensor,  # [B, ...] real images
-    rng: torch.Generator,  # of the CPU, so that a seed means the same on every device
+    rng: torch.Generator,  # of the CPU
     loss: str = "nsgan",
     encoder_weight: float = 1.0,  # lambda
     penalty_weight: float = 0.0,  # of R1 (gamma / 2 times the interval) or of WGAN-GP; 0 leaves it out of this step
@@ -173,7 +165,7 @@ def train_step(
     generator, discriminator, weights_d = model.generator, model.discriminator, list(model.discriminator.parameters())
     precision = torch.autocast(real.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
-    z = torch.randn(len(real), len(model.latent_scale.v), generator=rng).to(real.device, non_blocking=True)  # line 1
+    z = prior(len(real), model.latent_scale, rng)  # line 1
     s = model.latent_scale.scale()  # line 2
     with precision:
         fake = generator(z * s)
@@ -211,16 +203,11 @@ def train_step(
 # StyleGAN2 (Karras et al. 2020) without the parts that lose information. Weights start as N(0, 1) and are multiplied by
 # their gain 1/sqrt(fan_in) when used ("equalised learning rate"). Each leaky ReLU has a gain of sqrt(2); since
 # leaky_relu(a x) = a leaky_relu(x) for a > 0, it is moved into the weights before it, where it costs nothing.
-
 SQRT2 = math.sqrt(2)
 
 def channels_at(resolution: int, width: float) -> int:
     """Feature maps at a resolution: 512 up to 16x16, then 256, 128, 64 at 32, 64, 128; times width, at least 8."""
     return max(8, round(width * min(512, 8192 // resolution)))
-
-def doublings(resolution: int) -> list[int]:
-    """The resolutions above 4: [8, 16, ..., resolution]."""
-    return [2**i for i in range(3, resolution.bit_length())]
 
 def leaky_relu(x: Tensor) -> Tensor:
     """In place, which saves a pass over memory: no layer here needs the value before it for its gradient."""
@@ -269,10 +256,8 @@ class MappingNetwork(nn.ModuleList):
 class ModulatedConv2d(nn.Module):
     """A 3x3 convolution with its own weight for each image, style[b, i] * weight[o, i] * demodulation[b, o], and a
     leaky ReLU: [B, c_in, H, W], w [B, d] -> [B, c_out, H, W], or [B, c_out, 2 H, 2 W] with up=True.
-
     Scaling input by style and output by demodulation is the same function, with one weight for the whole batch.
-    Demodulation brings the output to unit variance, whatever the gain of the weight, which is therefore left out.
-    """
+    Demodulation brings the output to unit variance, whatever the gain of the weight, which is therefore left out."""
     def __init__(self, c_in: int, c_out: int, w_dim: int, up: bool = False):
         super().__init__()
         self.style = EqualLinear(w_dim, c_in, bias=1.0)
@@ -325,7 +310,7 @@ class Generator(nn.Module):
         self.to_rgb = ToRGB(c, image_channels, latent_dim)
         self.blocks = nn.ModuleList(
             SynthesisBlock(channels_at(r // 2, width), channels_at(r, width), image_channels, latent_dim)
-            for r in doublings(resolution)
+            for r in [2**i for i in range(3, resolution.bit_length())]  # 8, 16, ..., resolution
         )
     def forward(self, z_scaled: Tensor) -> Tensor:
         w = self.mapping(z_scaled)
@@ -357,7 +342,7 @@ class Discriminator(nn.Module):
         super().__init__()
         c = channels_at(4, width)
         self.from_rgb = EqualConv2d(image_channels, channels_at(resolution, width), 1, scale=SQRT2)
-        sizes = reversed(doublings(resolution))
+        sizes = [2**i for i in range(resolution.bit_length() - 1, 2, -1)]  # resolution, ..., 16, 8
         self.blocks = nn.ModuleList(DiscriminatorBlock(channels_at(r, width), channels_at(r // 2, width)) for r in sizes)
         self.conv = EqualConv2d(c, c, 3, padding=1, scale=SQRT2)
         self.linear = EqualLinear(c * 16, c, scale=SQRT2)
@@ -386,7 +371,7 @@ def explain(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{what}: {reason}") from None
+        raise UserError(f"{what}: {reason[:200]}") from None
 
 def option(default, text: str):
     return dataclasses.field(default=default, metadata={"help": text})
@@ -394,7 +379,6 @@ def option(default, text: str):
 @dataclasses.dataclass
 class Config:
     """All settings of a run. The defaults are the cartoon preset; each field is also a flag of the command line."""
-
     dataset: str = option("cartoon", "cartoon (drawn by this program), mnist, celeba, or a folder of images")
     data_dir: str = option("", "where the data is (default: data/DATASET); alone, it means a folder of images")
     resolution: int = option(32, "width and height of the images, a power of two from 8")
@@ -433,7 +417,7 @@ PRESETS = {
     "cartoon": {},
     "mnist": {"dataset": "mnist"},
     "celeba64": {"dataset": "celeba", "resolution": 64, "width": 0.25, "latent_dim": 64, "images": 400_000, "flip": True},
-    # the paper's setting, with the author's 2021 code where the paper is silent; 182,637 images are not in the test set
+    # the paper's setting, the author's 2021 code where the paper is silent; 182,637 images are not in the test set
     "celeba": {"dataset": "celeba", "resolution": 128, "width": 1.0, "latent_dim": 512, "mapping_layers": 8,
                "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": 0.98**50, "encoder_weight": 1.0,
                "r1_gamma": 20.0, "scale_rule": "sma", "scale_window": 512, "head_scale": 1.0},
@@ -442,16 +426,12 @@ PRESETS["folder"] = {**PRESETS["celeba64"], "dataset": "folder"}
 
 def build(config: Config) -> DLSGAN:
     """Networks and latent scale of a configuration, on the CPU, with fresh weights from torch's global seed."""
-    c = config
+    c, image_channels = config, 1 if config.dataset == "mnist" else 3
     return DLSGAN(
-        Generator(c.resolution, colours(c), c.latent_dim, c.mapping_layers, c.width),
-        Discriminator(c.resolution, colours(c), c.latent_dim, c.width, c.head_scale),
+        Generator(c.resolution, image_channels, c.latent_dim, c.mapping_layers, c.width),
+        Discriminator(c.resolution, image_channels, c.latent_dim, c.width, c.head_scale),
         LatentScale(c.latent_dim, c.scale_rule, c.scale_window, c.latent_scale),
     )
-
-def colours(config: Config) -> int:
-    """Image channels C."""
-    return 1 if config.dataset == "mnist" else 3
 
 def pick_device(name: str) -> torch.device:
     """The named device, or the best there is."""
@@ -466,18 +446,16 @@ CARTOON_FACTORS = ("x", "y", "size", "tilt", "smile", "eye opening", "skin tone"
 
 def cartoon_faces(n: int, resolution: int, seed: int = 0, factors: int = 8, values: Tensor | None = None):
     """Faces drawn from independent factors u_k ~ N(0, 1): images [n, 3, H, W] in [-1, 1] and factors [n, 8].
-
     Shapes are signed distances with an edge one pixel wide. Each factor runs through erf(u / sqrt(2)) in (-1, 1), so
     that all settings between two extremes are equally frequent. factors: how many of CARTOON_FACTORS vary (the others
-    are 0); values: draw these factors [n, 8] instead of random ones.
-    """
+    are 0); values: draw these factors [n, 8] instead of random ones."""
     if values is None:
         values = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
         values[:, factors:] = 0
     shift_x, shift_y, size, tilt, smile, eyes, skin, ground = torch.erf(values / SQRT2).T[..., None, None]  # [n, 1, 1]
     axis = (torch.arange(resolution) + 0.5) * 2 / resolution - 1  # pixel centres from -1 to 1
-    size, tilt = 0.68 * (1 + 0.2 * size), 0.35 * tilt
-    dx, dy = axis[None, None, :] - 0.2 * shift_x, axis[None, :, None] - 0.15 * shift_y
+    size, tilt = 0.78 * (1 + 0.15 * size), 0.3 * tilt
+    dx, dy = axis[None, None, :] - 0.15 * shift_x, axis[None, :, None] - 0.1 * shift_y
     x = (tilt.cos() * dx + tilt.sin() * dy) / size  # the face's own coordinates, y downwards: [n, H, W]
     y = (tilt.cos() * dy - tilt.sin() * dx) / size
     def paint(distance: Tensor, *colours: tuple, mix: Tensor | float = 0.0) -> Tensor:
@@ -489,25 +467,23 @@ def cartoon_faces(n: int, resolution: int, seed: int = 0, factors: int = 8, valu
         u, v = (x - x0) / a, (y - y0) / b
         length = (u * u + v * v).sqrt()
         return (length - 1) * length / ((u / a).square() + (v / b).square()).sqrt().clamp(min=1e-6)
-
     image = torch.zeros(1, 3, 1, 1)
     image = paint(torch.full_like(x, -9.0), (0.08, 0.16, 0.42), (0.68, 0.93, 0.86), mix=(1 + ground)[:, None] / 2)
-    image = paint(ellipse(0, -0.14, 0.9, 1.0), (0.18, 0.10, 0.06))  # hair
-    image = paint(ellipse(0, 0.12, 0.76, 0.88), (0.36, 0.21, 0.13), (1.0, 0.86, 0.72), mix=(1 + skin)[:, None] / 2)
+    image = paint(ellipse(0, -0.08, 0.92, 1.0), (0.18, 0.10, 0.06))  # hair
+    image = paint(ellipse(0, 0.12, 0.8, 0.88), (0.36, 0.21, 0.13), (1.0, 0.86, 0.72), mix=(1 + skin)[:, None] / 2)
     for side in (-0.33, 0.33):
-        eye = ellipse(side, -0.12, 0.22, 0.15 + 0.11 * eyes)
+        eye = ellipse(side, -0.1, 0.26, 0.17 + 0.13 * eyes)
         image = paint(eye, (1.0, 1.0, 1.0))
-        image = paint(torch.maximum(eye, ellipse(side, -0.12, 0.11, 0.13)), (0.05, 0.05, 0.1))  # pupil
+        image = paint(torch.maximum(eye, ellipse(side, -0.1, 0.13, 0.15)), (0.05, 0.05, 0.1))  # pupil
     bend = 0.9 * smile  # the mouth is a parabola
-    mouth = (y - 0.52 + bend * (x * x - 0.07)).abs() / (1 + (2 * bend * x).square()).sqrt() - 0.06
-    return 2 * paint(torch.maximum(mouth, x.abs() - 0.38), (0.65, 0.1, 0.15)) - 1, values
+    mouth = (y - 0.52 + bend * (x * x - 0.07)).abs() / (1 + (2 * bend * x).square()).sqrt() - 0.07
+    return 2 * paint(torch.maximum(mouth, x.abs() - 0.4), (0.65, 0.1, 0.15)) - 1, values
 
 def load_cartoon(config: Config) -> tuple[np.ndarray, np.ndarray]:
     """20,000 faces for training and 2,000 other ones for testing."""
     chunks = [to_uint8(cartoon_faces(1000, config.resolution, seed)[0]).numpy() for seed in range(22)]
     return np.concatenate(chunks[:20]), np.concatenate(chunks[20:])
 
-MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 MNIST_SHA256 = {  # of the decoded bytes
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
@@ -518,7 +494,7 @@ def read_idx(path: Path) -> np.ndarray:
     with explain(f"{path} is not a readable IDX file of images"):
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-        magic, *shape = struct.unpack(">4I", raw[:16])
+        magic, *shape = np.frombuffer(raw[:16], ">u4").tolist()
         if magic != 0x803:
             raise ValueError(f"its magic number is {magic:#x}, not 0x803")
         if len(raw) != 16 + math.prod(shape) or 0 in shape:
@@ -531,10 +507,9 @@ def load_mnist(config: Config) -> tuple[np.ndarray, np.ndarray]:
     for name, digest in MNIST_SHA256.items():
         plain, packed = (Path(config.data_dir) / f"{name}{ending}" for ending in ("", ".gz"))
         if not plain.exists() and not packed.exists():
-            print(f"downloading {MNIST_URL}{name}.gz to {packed}")
-            with explain(f"{packed} is missing and cannot be downloaded"):
-                with urllib.request.urlopen(f"{MNIST_URL}{name}.gz", timeout=30) as response:
-                    data = response.read()
+            url = f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz"
+            with explain(f"{packed} is missing and cannot be downloaded from {url}"):
+                data = urllib.request.urlopen(url, timeout=30).read()
                 if hashlib.sha256(gzip.decompress(data)).hexdigest() != digest:
                     raise ValueError("the server sent other bytes than MNIST's (wrong checksum)")
                 packed.parent.mkdir(parents=True, exist_ok=True)
@@ -563,22 +538,19 @@ def read_table(path: Path, known: set[int]) -> dict[str, list[int]]:
 def load_celeba(config: Config) -> tuple[np.ndarray, np.ndarray]:
     """The official layout, or any subset of its images; partition 2 is the test set."""
     root, folder = Path(config.data_dir), Path(config.data_dir) / "img_align_celeba"
-    present = {path.name for path in list_images(folder)}
-    if not present:
+    if not (present := {path.name for path in list_images(folder)}):
         raise UserError(f"no {folder}/000001.jpg or other image: from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html get "
                         f"img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt, and unpack them in {root}")
     partition = read_table(root / "list_eval_partition.txt", {0, 1, 2})
     names, attributes = sorted(present & partition.keys()), root / "list_attr_celeba.txt"
     print(f"celeba: {len(names):,} of the {len(partition):,} listed images are present")
-    if not names:
-        raise UserError(f"{root / 'list_eval_partition.txt'} lists none of the images in {folder}")
     if attributes.exists() and (missing := set(names) - read_table(attributes, {-1, 1}).keys()):
         raise UserError(f"{attributes} does not match the images: no row for {min(missing)}, {len(missing)} in all")
     train, test = ([folder / n for n in names if (partition[n] == [2]) == is_test] for is_test in (False, True))
     return decode_split(train, test, config)
 
 def list_images(folder: Path) -> list[Path]:
-    endings = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+    endings = ".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split()
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
 
 def load_folder(config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -589,8 +561,7 @@ def load_folder(config: Config) -> tuple[np.ndarray, np.ndarray]:
     return decode_split([paths[i] for i in np.random.default_rng(0).permutation(len(paths))], [], config)
 
 def read_image(path: Path, config: Config) -> np.ndarray:
-    """A picture file as uint8 [C, H, W]: upright, on white where transparent. CelebA's whole frame is squashed to a
-    square, as the author does; other pictures are cropped."""
+    """A picture as uint8 [C, H, W], upright, on white. CelebA's whole frame is squashed to a square; others are cropped."""
     with Image.open(path) as image:
         image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
@@ -602,17 +573,19 @@ def read_image(path: Path, config: Config) -> np.ndarray:
         return np.asarray(image).reshape(*size, -1).transpose(2, 0, 1)
 
 def decode_split(train: list[Path], test: list[Path], config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes both sets of files; without a test set, the last 5% of the others are held out."""
-    if not test:
-        train, test = train[: -max(1, len(train) // 20)], train[-max(1, len(train) // 20) :]
-        print(f"{config.dataset}: no images of a test set, so {len(test)} images (5%) are held out for testing")
-    if not train:
-        raise UserError(f"{config.data_dir} has too few images to train on: at least two are needed")
-    return decode(train, config), decode(test, config)
+    """Decodes both lists of files; where there are none for testing, the last 5% of the others are held out."""
+    images = decode(train, config) if train else []
+    if test and train:
+        return images, decode(test, config)
+    if len(images) < 4:
+        raise UserError(f"{config.data_dir} has too few images to train on: at least four are needed")
+    held_out = max(2, len(images) // 20)
+    print(f"{config.dataset}: no images of a test set, so {held_out} images (5%) are held out for testing")
+    return images[:-held_out], images[-held_out:]
 
 def decode(paths: list[Path], config: Config) -> np.ndarray:
     """The images as a memory map [N, C, H, W] of a cache file, written once per list of files and resolution."""
-    shape, bad = (colours(config), config.resolution, config.resolution), []
+    shape, bad = (3, config.resolution, config.resolution), []
     def read(path: Path) -> bytes:
         try:
             return read_image(path, config).tobytes()
@@ -634,8 +607,7 @@ def decode(paths: list[Path], config: Config) -> np.ndarray:
         with ThreadPoolExecutor() as pool, open(cache / f"{stem}.{os.getpid()}.tmp", "wb") as temporary:
             for start in tqdm(range(0, len(paths), 256), "decoding", unit="x256 images"):
                 temporary.writelines(pool.map(read, paths[start : start + 256]))
-        n = len(paths) - len(bad)
-        os.replace(temporary.name, file := cache / f"{stem}-{n}.u8")
+        os.replace(temporary.name, file := cache / f"{stem}-{(n := len(paths) - len(bad))}.u8")
         if not n or len(bad) > max(10, 0.05 * len(paths)):
             file.unlink()
             raise UserError(f"too many unreadable images: {len(bad)} of {len(paths)} files, such as {bad[0]}")
@@ -649,7 +621,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
 def to_float(x: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """uint8 [B, C, H, W] -> float32 in [-1, 1] on the device, channels last in memory."""
-    x = torch.from_numpy(np.ascontiguousarray(x))
+    x = torch.from_numpy(np.array(x))
     x = (x.pin_memory() if torch.device(device).type == "cuda" else x).to(device, non_blocking=True)
     return x.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
 
@@ -689,7 +661,7 @@ METRICS = {  # every field of metrics.jsonl; those from "l_enc" on stand only in
     "v": "E[z_hat^2] of the averaged encoder, per dimension",
     "active": "number of v_i > 1/2",
     "spread": "standard deviation per pixel, averaged: generated over real images (healthy: near 1)",
-    "psnr_*": "PSNR of reconstructions, dB; * is `generated` or `test`",
+    "psnr_*": "PSNR of reconstructions (of generated and of test images), dB",
     "ssim_*": "SSIM of reconstructions",
     "gain_*": "PSNR of reconstructions above that of the mean image, dB",
     "mse_*": "mean squared error of reconstructions, images in [-1, 1]",
@@ -700,15 +672,13 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (x - y).square().flatten(1).mean(1).clamp(min=1e-10))
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Structural similarity per image (Wang et al. 2004: 11x11 Gaussian, sigma 1.5): [B, C, H, W] twice -> [B]; nan
-    below 11x11 pixels."""
+    """Structural similarity per image (Wang et al. 2004: 11x11 Gaussian, sigma 1.5), nan below 11x11 pixels; as psnr."""
     if x.shape[-1] < 11:
         return torch.full((len(x),), math.nan)
     taps = torch.exp(-torch.arange(-5.0, 6.0, dtype=x.dtype, device=x.device).square() / (2 * 1.5**2))
     window = torch.outer(taps, taps)[None, None] / taps.sum() ** 2
     def mean(image: Tensor) -> Tensor:  # [B, C, H, W] -> [B*C, 1, H-10, W-10]
         return F.conv2d(image.flatten(0, 1)[:, None], window)
-
     x_mean, y_mean = mean(x), mean(y)
     x_var, y_var, covariance = mean(x * x) - x_mean**2, mean(y * y) - y_mean**2, mean(x * y) - x_mean * y_mean
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the usual constants for a range of 2
@@ -722,8 +692,7 @@ def evaluate(model: DLSGAN, images: Tensor, batch_size: int = 32, seed: int = 1)
     def in_batches(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         parts = zip(*(x.split(batch_size) for x in tensors), strict=True)
         return torch.cat([function(*(x.to(device) for x in part)).cpu() for part in parts])
-
-    z = model.prior(len(images), seed).cpu()
+    z = prior(len(images), model.latent_scale, torch.Generator().manual_seed(seed)).cpu()
     generated = in_batches(lambda z: model.decode(z).clamp(-1, 1), z)
     z_hat = in_batches(model.encode, generated)
     v = z_hat.square().mean(0)
@@ -751,7 +720,6 @@ def grid(rows: Iterable[Tensor]) -> np.ndarray:
 def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: str) -> None:
     """The figure to look at first: samples, reconstructions, the spectrum of v, and curves from metrics.jsonl."""
     from matplotlib.figure import Figure
-
     samples = torch.cat([model.sample(8, seed).cpu() for seed in range(8)])
     lines = [line for line in history if "l_enc" in line]
     last, panels = lines[-1], [("samples", samples.split(8))]
@@ -802,13 +770,13 @@ def read_checkpoint(path: str | Path) -> tuple[Config, dict]:
     path = next((file for file in files if file.exists()), files[0])
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)  # never runs code from the file
-        config = Config(**state["config"])
+        config, written = Config(**state["config"]), state["format"]
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception:  # torch's message is pages long, and advises to load the file unsafely
         raise UserError(f"{path} is damaged or not a checkpoint of this program") from None
-    if state.get("format") != FORMAT:
-        raise UserError(f"{path} has checkpoint format {state.get('format')}, and this program reads {FORMAT}")
+    if written != FORMAT:
+        raise UserError(f"{path} has checkpoint format {written}, and this program reads {FORMAT}")
     config.check()
     return config, state
 
@@ -834,16 +802,13 @@ def open_metrics(path: Path, images: int) -> list[dict]:
 def keep_memory() -> None:
     """glibc gives large blocks back to the system at every free, and each new one costs page faults. Keep them."""
     with contextlib.suppress(OSError, AttributeError):
-        for parameter, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
-            ctypes.CDLL("libc.so.6").mallopt(parameter, value)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0), libc.mallopt(-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
 
 def train(config: Config, resume: bool = False, stop: threading.Event | None = None) -> Iterator[dict]:
-    """Trains and yields a line of METRICS at least 200 times, with ten evaluations on the way.
-
-    Writes checkpoint.pt, metrics.jsonl and report.png to config.out if that is set. resume: go on from the checkpoint
-    in config.out; on the same CPU and thread count the result is that of an uninterrupted run to the bit.
-    stop: an event to set from outside; the loop then finishes the step, saves and returns.
-    """
+    """Trains and yields lines of METRICS, about 200, every twentieth with an evaluation. Writes checkpoint.pt,
+    metrics.jsonl and report.png to config.out, if set. resume: go on from the checkpoint there; on the same CPU and thread
+    count the result is that of an uninterrupted run to the bit. stop: an event; once it is set, the loop saves and ends."""
     c, device, out = config, pick_device(config.device), Path(config.out) if config.out else None
     c.check()
     keep_memory()
@@ -852,7 +817,7 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     torch.manual_seed(c.seed)
     model = build(c).to(device, memory_format=torch.channels_last)
-    average = copy.deepcopy(model).requires_grad_(False)
+    average = DLSGAN(*map(copy.deepcopy, (model.generator, model.discriminator)), model.latent_scale).requires_grad_(False)
     rng = torch.Generator().manual_seed(c.seed)
     optimizers = make_optimizers(model, c.lr)
     stateful = {"model": model, "ema": average, "optimizer_g": optimizers[0], "optimizer_d": optimizers[1]}
@@ -870,8 +835,7 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
     stream = batches(train_images, c.batch_size, c.seed, step, c.flip)
     weights, averages = ([*m.generator.parameters(), *m.discriminator.parameters()] for m in (model, average))
     steps = math.ceil(c.images / c.batch_size)
-    log_every = min(50, max(1, steps // 200))
-    evaluate_every = log_every * max(1, steps // log_every // 10)
+    log_every, evaluate_every = min(50, max(1, steps // 200)), max(50, steps // 10)
     penalty_every = 1 if c.loss == "wgan-gp" else 16
     logged = saved = time.perf_counter()
     started, step_saved = logged - seconds, step
@@ -880,7 +844,6 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
         state |= {"step": step, "step_logged": step_logged, "totals": totals, "rng": rng.get_state()}
         state["seconds"] = time.perf_counter() - started
         save_checkpoint(out / "checkpoint.pt", state)
-
     while step < steps and not (stop and stop.is_set()):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = lr = c.lr * c.lr_final ** (step / steps)
@@ -888,10 +851,9 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
         real = to_float(next(stream), device)
         scalars = train_step(model, optimizers, real, rng, c.loss, c.encoder_weight, penalty_weight, device.type == "cuda")
         torch._foreach_lerp_(averages, weights, 1 - min(0.999, (1 + step) / (10 + step)))
-        average.latent_scale.load_state_dict(model.latent_scale.state_dict())
         totals = {key: value + totals.get(key, 0.0) for key, value in scalars.items()}
         step += 1
-        if step % log_every and step != steps and step not in (1, 2, 4, 8, 16):
+        if step % log_every and step % evaluate_every and step not in (1, 2, 4, 8, 16, steps):
             continue
         now, since, step_logged = time.perf_counter(), step - step_logged, step
         line = {"images": step * c.batch_size, "seconds": round(now - started, 2), "lr": lr}
@@ -901,16 +863,16 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
         if bad := [key for key in line if not math.isfinite(line[key])]:
             raise UserError(f"{bad[0]} became {line[bad[0]]} after {line['images']:,} images; the last checkpoint is kept: "
                             "try a smaller --lr or a larger --r1-gamma")
-        if step % evaluate_every == 0 or step == steps:
-            line |= evaluate(average, test, c.batch_size)
         totals = {}
         history.append(line)
+        if step % evaluate_every == 0 or step == steps:
+            line |= evaluate(average, test, c.batch_size)
         if out:
             with explain(f"cannot write to {out}"), open(out / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
             if "l_enc" in line:
-                title = f"{c.dataset}, with{'' if c.latent_scale else 'out'} latent scale, {line['images']:,} images"
-                report(average, test, history, out / "report.png", f"{title}, seed {c.seed}")
+                title = f"{c.dataset}, {'' if c.latent_scale else 'no '}latent scale, seed {c.seed}"
+                report(average, test, history, out / "report.png", f"{title}, {line['images']:,} images")
             if "l_enc" in line or now - saved > 300:
                 save()
                 saved, step_saved = now, step
@@ -971,17 +933,15 @@ def configure(given: dict) -> Config:
     config.data_dir = config.data_dir or f"data/{config.dataset}"
     if not config.out:
         base = f"runs/{preset}" + ("" if config.latent_scale else "-no-scale")
-        config.out = next(r for i in itertools.count(1) if not Path(r := base if i == 1 else f"{base}-{i}").exists())
+        config.out = next(r for i in range(1, 10**6) if not Path(r := base if i == 1 else f"{base}-{i}").exists())
     if any(Path(config.out).glob("checkpoint*.pt")):
         raise UserError(f"{config.out} already holds a run: --resume {config.out} goes on with it, --out names another")
     return config
 
 def run(config: Config, resume: bool) -> None:
     """Trains with a progress bar, then prints the measures and where everything is."""
-    device, model, stop, measured = pick_device(config.device), build(config), threading.Event(), {}
+    stop, measured, config.device = threading.Event(), {}, str(pick_device(config.device))
     print("settings: " + " ".join(f"{key}={value}" for key, value in dataclasses.asdict(config).items() if value != ""))
-    sizes = [sum(p.numel() for p in network.parameters()) for network in (model.generator, model.discriminator)]
-    print(f"generator {sizes[0]:,} and discriminator {sizes[1]:,} parameters, on {device}")
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
     with tqdm(total=config.images, unit=" images", unit_scale=True, smoothing=0.1) as bar:
@@ -993,13 +953,10 @@ def run(config: Config, resume: bool) -> None:
             bar.update(min(line["images"], config.images) - bar.n)
             bar.set_postfix_str(f"L_enc {line['l_enc_train']:.3f}, {line['active_train']} active")
             measured = line if "l_enc" in line else measured
-    for key, value in measured.items():
-        if isinstance(value, (int, float)):
-            text = METRICS.get(key) or METRICS[key.split("_")[0] + "_*"].split(";")[0] + " (" + key.split("_")[1] + " images)"
-            print(f"{key:18}{value:14,.3f}   {text}")
-    print(f"in {config.out}: report.png, checkpoint.pt, metrics.jsonl")
-    if stop.is_set():
-        print(f"stopped and saved; go on with: python {sys.argv[0]} --resume {config.out}")
+    for key in [key for key in measured if key != "v"]:
+        print(f"{key:18}{measured[key]:14,.3f}   {METRICS.get(key) or METRICS[key.split('_')[0] + '_*']}")
+    how = f"stopped and saved; go on with: python {sys.argv[0]} --resume {config.out}" if stop.is_set() else "finished"
+    print(f"{how}; in {config.out}: report.png, checkpoint.pt, metrics.jsonl")
 
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)

@@ -1,0 +1,969 @@
+"""Tests of dlsgan.py and toy_experiments: each piece against an independent oracle. `pytest` runs the fast ones."""
+
+import contextlib
+import copy
+import dataclasses
+import gzip
+import json
+import math
+import os
+import pickle
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.signal
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import nn
+
+import dlsgan
+from toy_experiments import measures
+
+ROOT = Path(__file__).parent
+REPORT = dlsgan.report
+TINY = {"resolution": 16, "width": 0.02, "latent_dim": 4, "batch_size": 4, "images": 40, "threads": 1, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path, monkeypatch):
+    """Each test runs in a folder of its own, with its own cache, one thread and fixed weights."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dlsgan, "EVALUATED", 24)
+    monkeypatch.setattr(dlsgan, "report", lambda *arguments: None)  # slow; drawn in one test and by the subprocesses
+    monkeypatch.setitem(dlsgan.LOADERS, "cartoon", small_cartoon)
+    torch.manual_seed(0)
+
+
+def small_cartoon(config):
+    images = dlsgan.to_uint8(dlsgan.cartoon_faces(64, config.resolution)[0]).numpy()
+    return images[:40], images[40:]
+
+
+def double(module):
+    return module.double().requires_grad_()
+
+
+# ---- Part I: the paper -----------------------------------------------------------------------------------------------
+
+
+def test_moving_averages_against_a_loop():
+    batches = np.random.default_rng(0).normal(size=(9, 5, 3)).astype(np.float32)
+    ema, sma = dlsgan.LatentScale(3, "ema", window=4), dlsgan.LatentScale(3, "sma", window=4)
+    expected, past = np.ones(3), [np.ones(3)] * 4
+    for batch in batches:
+        ema.update(torch.from_numpy(batch))
+        sma.update(torch.from_numpy(batch))
+        v = (batch.astype(float) ** 2).mean(0)
+        expected = 0.75 * expected + 0.25 * v
+        past = past[1:] + [v]
+    np.testing.assert_allclose(ema.v, expected, rtol=1e-5)
+    np.testing.assert_allclose(sma.v, np.mean(past, 0), rtol=1e-5)
+
+
+def test_scale_shares_d_units_of_power_in_proportion_to_v():
+    scale = dlsgan.LatentScale(4)
+    scale.v.copy_(torch.tensor([0.9, 0.5, 0.1, 0.0]))
+    s = scale.scale()
+    assert s.square().mean().item() == pytest.approx(1)
+    torch.testing.assert_close(s.square(), 4 * scale.v / 1.5)
+    # line 2 of the paper: sqrt(d v) / |sqrt(v)|
+    torch.testing.assert_close(s, (4 * scale.v).sqrt() / scale.v.sqrt().norm())
+    assert torch.equal(dlsgan.LatentScale(4, enabled=False).scale(), torch.ones(4))
+
+
+def test_entropy_active_and_effective_dimensions():
+    scale, v = dlsgan.LatentScale(8), torch.tensor([0.9, 0.8, 0.7, 0.3, 0.2, 0.1, 0.05, 0.02])
+    scale.v.copy_(v)
+    s = scale.scale()
+    gaussians = [torch.distributions.Normal(0.0, s_i).entropy() for s_i in s]
+    measured = scale.measures()
+    assert measured["entropy"].item() == pytest.approx(sum(gaussians).item(), rel=1e-6)
+    assert measured["active"] == 3
+    assert dlsgan.LatentScale(8).measures()["entropy"].item() == pytest.approx(8 * 1.4189385, rel=1e-6)
+    scale.v.copy_(torch.tensor([1.0] * 3 + [0.0] * 5))
+    assert scale.measures()["effective"].item() == pytest.approx(3)
+    assert math.isfinite(scale.measures()["entropy"])
+
+
+def test_latent_scale_state_survives_a_checkpoint():
+    a, b = dlsgan.LatentScale(3, "sma", 5), dlsgan.LatentScale(3, "sma", 5)
+    for _ in range(3):
+        a.update(torch.randn(4, 3))
+    b.load_state_dict(a.state_dict())
+    z_hat = torch.randn(4, 3)
+    a.update(z_hat)
+    b.update(z_hat)
+    assert torch.equal(a.v, b.v) and torch.equal(a.past, b.past)
+
+
+@pytest.mark.parametrize("name", dlsgan.LOSSES)
+def test_adversarial_losses_against_their_definitions(name):
+    a = torch.linspace(-4, 4, 9, dtype=torch.float64)
+    p = 1 / (1 + (-a).exp())
+    definition = {
+        "nsgan": (-p.log(), -(1 - p).log(), -p.log()),
+        "original": (-p.log(), -(1 - p).log(), (1 - p).log()),
+        "lsgan": ((a - 1) ** 2 / 2, a**2 / 2, (a - 1) ** 2 / 2),
+        "wgan-gp": (-a, a, -a),
+    }[name]
+    for function, expected in zip(dlsgan.LOSSES[name], definition, strict=True):
+        torch.testing.assert_close(function(a), expected)
+
+
+def test_encoder_loss_is_the_mse_of_scaled_latents():
+    z, z_hat, s = torch.randn(5, 3), torch.randn(5, 3), torch.rand(3)
+    torch.testing.assert_close(dlsgan.encoder_loss(z, z_hat, s), F.mse_loss(z * s, z_hat * s))
+
+
+def toy(latent_dim=3, pixels=2, width=8, dtype=torch.float64, **scale):
+    """MLPs with smooth activations in the roles of G and D, as a DLSGAN."""
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(pixels, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+            self.head = nn.Linear(width, 1 + latent_dim)
+
+        def forward(self, x):
+            out = self.head(self.body(x))
+            return out[:, 0], out[:, 1:]
+
+    generator = nn.Sequential(nn.Linear(latent_dim, width), nn.SiLU(), nn.Linear(width, pixels))
+    return dlsgan.DLSGAN(generator, Heads(), dlsgan.LatentScale(latent_dim, **scale)).to(dtype)
+
+
+def test_r1_against_a_loop_over_samples():
+    discriminator = toy().discriminator
+    x = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    penalty = dlsgan.r1_penalty(discriminator(x)[0], x)
+    loop = [torch.autograd.functional.jacobian(lambda v: discriminator(v[None])[0][0], row) for row in x.detach()]
+    torch.testing.assert_close(penalty, torch.stack(loop).square().sum(1).mean())
+
+
+def test_wgan_penalty_in_closed_form():
+    class Linear(nn.Module):
+        def forward(self, x):
+            return 3 * x[:, 0] + 4 * x[:, 1], x
+
+    real, fake = torch.randn(4, 2), torch.randn(4, 2)
+    assert dlsgan.gradient_penalty(Linear(), real, fake, torch.rand(4)).item() == pytest.approx((5 - 1) ** 2)
+
+
+@pytest.mark.parametrize("name", dlsgan.LOSSES)
+@pytest.mark.parametrize("penalty_weight", [0.0, 0.7])
+def test_train_step_is_algorithm_1(name, penalty_weight):
+    """Against the losses as the paper writes them: L_D and L_G each differentiated alone, from one z; s is a constant."""
+    model, oracle = (m := toy()), copy.deepcopy(m)
+    model.latent_scale.v.copy_(torch.tensor([0.9, 0.5, 0.2]))
+    oracle.latent_scale.v.copy_(model.latent_scale.v)
+    real = torch.randn(6, 2, dtype=torch.float64)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model.generator, model.discriminator)]
+    rng = torch.Generator().manual_seed(3)
+    with torch.random.fork_rng():  # the step draws float32 latents; the oracle draws the same
+        scalars = dlsgan.train_step(
+            model, optimizers, real.clone(), rng, name, encoder_weight=0.8, penalty_weight=penalty_weight
+        )
+
+    rng = torch.Generator().manual_seed(3)
+    z = torch.randn(6, 3, generator=rng)
+    mix = torch.rand(6, generator=rng)
+    v = oracle.latent_scale.v
+    s = (3 * v / v.sum()).sqrt()
+    real_loss, fake_loss, generator_loss = dlsgan.LOSSES[name]
+    fake = oracle.generator(z * s)
+    logits_fake, z_hat = oracle.discriminator(fake)
+    logits_real, _ = oracle.discriminator(real.requires_grad_())
+    l_enc = ((z - z_hat) ** 2 * s**2).mean()
+    if name == "wgan-gp":
+        x = (mix[:, None] * real + (1 - mix[:, None]) * fake).detach().requires_grad_()
+        gradient = torch.autograd.grad(oracle.discriminator(x)[0].sum(), x, create_graph=True)[0]
+        penalty = ((gradient.norm(dim=1) - 1) ** 2).mean()
+    else:
+        gradient = torch.autograd.grad(logits_real.sum(), real, create_graph=True)[0]
+        penalty = (gradient**2).sum(1).mean()
+    loss_d = real_loss(logits_real).mean() + fake_loss(logits_fake).mean() + 0.8 * l_enc
+    loss_g = generator_loss(logits_fake).mean() + 0.8 * l_enc
+    # D's loss treats the generated images as data; G's gradient goes through D
+    weights = list(oracle.discriminator.parameters())
+    gradients_d = torch.autograd.grad(loss_d + penalty_weight * penalty, weights, retain_graph=True)
+    gradients_g = torch.autograd.grad(loss_g, list(oracle.generator.parameters()))
+    for network, gradients in (("generator", gradients_g), ("discriminator", gradients_d)):
+        pairs = zip(getattr(oracle, network).parameters(), getattr(model, network).parameters(), gradients, strict=True)
+        for before, after, gradient in pairs:
+            torch.testing.assert_close(after, before - 0.1 * gradient, rtol=1e-5, atol=1e-7)
+    assert scalars["loss_d"].item() == pytest.approx(loss_d.item(), rel=1e-5)
+    assert scalars["loss_g"].item() == pytest.approx(loss_g.item(), rel=1e-5)
+    torch.testing.assert_close(model.latent_scale.v, 0.99 * v + 0.01 * (z_hat**2).mean(0).detach())  # after the step
+
+
+def test_no_gradient_flows_through_the_scale():
+    scale = dlsgan.LatentScale(3)
+    scale.v.requires_grad_()
+    assert not scale.scale().requires_grad
+    model = toy()
+    model.latent_scale.update(model.encode(torch.randn(4, 2, dtype=torch.float64)))
+    assert not model.latent_scale.v.requires_grad
+
+
+def test_decoding_always_scales():
+    model = toy(dtype=torch.float32)
+    model.latent_scale.v.copy_(torch.tensor([0.9, 0.5, 0.1]))
+    z, s = torch.randn(4, 3), model.latent_scale.scale()
+    torch.testing.assert_close(model.decode(z), model.generator(z * s))
+    x = torch.randn(4, 2)
+    torch.testing.assert_close(model.reconstruct(x), model.generator(model.discriminator(x)[1] * s))
+    assert torch.equal(model.sample(3, seed=5), model.sample(3, seed=5))
+    assert not torch.equal(model.sample(3, seed=5), model.sample(3, seed=6))
+
+
+def train_ring(seed, enabled, steps=750):
+    """Eight Gaussians on a ring through train_step, d = 8: two dimensions suffice."""
+    torch.manual_seed(seed)
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(2, 96), nn.LeakyReLU(0.2), nn.Linear(96, 96), nn.LeakyReLU(0.2))
+            self.head = nn.Linear(96, 9)
+
+        def forward(self, x):
+            out = self.head(self.body(x))
+            return out[:, 0], out[:, 1:]
+
+    layers = [nn.Linear(8, 96), nn.LeakyReLU(0.2), nn.Linear(96, 96), nn.LeakyReLU(0.2), nn.Linear(96, 2)]
+    model = dlsgan.DLSGAN(nn.Sequential(*layers), Heads(), dlsgan.LatentScale(8, window=100, enabled=enabled))
+    optimizers, rng = dlsgan.make_optimizers(model, 2e-3), torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        angle = torch.randint(8, (256,), generator=rng) * (2 * math.pi / 8)
+        real = torch.stack((angle.cos(), angle.sin()), 1) + 0.05 * torch.randn(256, 2, generator=rng)
+        scalars = dlsgan.train_step(model, optimizers, real, rng, penalty_weight=0.0 if step % 4 else 2.0)
+    return scalars["l_enc_train"].item(), int(model.latent_scale.measures()["active"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_scale_finds_the_two_dimensions_of_a_planar_ring(seed):
+    l_enc, active = train_ring(seed, enabled=True)
+    l_enc_without, _ = train_ring(seed, enabled=False)
+    assert active == 2
+    assert l_enc < 0.25
+    assert l_enc_without > 0.5
+
+
+# ---- Part II: the networks -------------------------------------------------------------------------------------------
+
+
+def naive_modulated(layer, x, w):
+    """StyleGAN2 as published: a weight tensor per sample, one convolution per sample."""
+    style = layer.style(w)
+    outputs = []
+    for image, s in zip(x, style, strict=True):
+        weight = layer.weight * s[None, :, None, None]
+        weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        if layer.low_pass is None:
+            y = F.conv2d(image[None], weight, padding=1)
+        else:
+            y = F.conv_transpose2d(image[None], weight.transpose(0, 1), stride=2)
+            taps = torch.tensor([1.0, 3, 3, 1], dtype=x.dtype) / 8
+            kernel = 4 * torch.outer(taps, taps)
+            y = torch.stack([F.conv2d(c[None, None], kernel[None, None], padding=1)[0, 0] for c in y[0]])[None]
+        outputs.append(y)
+    y = torch.cat(outputs) + layer.bias
+    return torch.where(y > 0, y, 0.2 * y) * math.sqrt(2)
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_modulated_convolution_against_a_loop_over_samples(up):
+    layer = double(dlsgan.ModulatedConv2d(5, 4, w_dim=3, up=up))
+    layer.bias.data.normal_()
+    x = torch.randn(2, 5, 6, 6, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    fast, naive = layer(x, w), naive_modulated(layer, x, w)
+    torch.testing.assert_close(fast, naive, rtol=1e-10, atol=1e-12)
+    seed = torch.randn_like(fast)
+    inputs = [x, w, *layer.parameters()]
+    for a, b in zip(torch.autograd.grad(fast, inputs, seed), torch.autograd.grad(naive, inputs, seed), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("padding", "stride"), [(2, 1), (1, 2)])
+def test_low_pass_filter_against_scipy(padding, stride):
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    taps = np.array([1, 3, 3, 1]) / 8
+    expected = [[scipy.signal.convolve2d(np.pad(c, padding), np.outer(taps, taps), "valid") for c in image] for image in x]
+    result = double(dlsgan.LowPass(padding, stride))(x)
+    np.testing.assert_allclose(result, np.array(expected)[:, :, ::stride, ::stride], atol=1e-12)
+
+
+def test_bilinear_interpolation_is_the_same_filter():
+    x = torch.randn(1, 1, 8, 8, dtype=torch.float64)
+    zeros = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
+    zeros[:, :, ::2, ::2] = x
+    taps = torch.tensor([1.0, 3, 3, 1], dtype=torch.float64) / 4
+    filtered = F.conv2d(F.pad(zeros, (2, 1, 2, 1)), torch.outer(taps, taps)[None, None])
+    bilinear = F.interpolate(x, scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(filtered[..., 2:-2, 2:-2], bilinear[..., 2:-2, 2:-2])
+
+
+def test_to_rgb_against_einsum():
+    layer = double(dlsgan.ToRGB(6, 3, 4))
+    x, w = torch.randn(2, 6, 5, 5, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+    expected = torch.einsum("oi,bi,bihw->bohw", layer.weight, layer.style(w), x) / math.sqrt(6)
+    torch.testing.assert_close(layer(x, w), expected + layer.bias[:, None, None])
+
+
+def test_discriminator_block_against_the_published_order():
+    """Gains after each activation, 1x1 before down-sampling, division by sqrt(2) at the end."""
+    block = double(dlsgan.DiscriminatorBlock(3, 4))
+    for p in block.parameters():
+        p.data.normal_()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    taps = torch.tensor([1.0, 3, 3, 1], dtype=torch.float64) / 8
+
+    def low_pass(x, padding):
+        kernel = torch.outer(taps, taps)[None, None]
+        return F.conv2d(x.flatten(0, 1)[:, None], kernel, padding=padding).unflatten(0, x.shape[:2])[:, :, 0]
+
+    def convolution(layer, x, **kw):
+        return F.conv2d(x, layer.weight / math.sqrt(layer.weight[0].numel()), layer.bias, **kw)
+
+    def activation(x):
+        return F.leaky_relu(x, 0.2) * math.sqrt(2)
+
+    y = activation(convolution(block.conv1, x, padding=1))
+    y = activation(convolution(block.conv2, low_pass(y, 2), stride=2))
+    bias = block.skip.bias[:, None, None]
+    skip = low_pass(convolution(block.skip, x) - bias, 1)[:, :, ::2, ::2] + bias
+    torch.testing.assert_close(block(x), (y + skip) / math.sqrt(2), rtol=1e-10, atol=1e-12)
+
+
+def test_equalised_layers_start_at_unit_variance():
+    x = torch.randn(4000, 64)
+    assert dlsgan.EqualLinear(64, 50)(x).std().item() == pytest.approx(1, rel=0.05)
+    slow = dlsgan.EqualLinear(64, 50, lr_multiplier=0.01)
+    assert slow(x).std().item() == pytest.approx(1, rel=0.05)
+    before = slow(x)
+    slow.weight.data += 1.0  # what a step of Adam does, times 1/lr
+    assert (slow(x) - before).std().item() == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.parametrize(("resolution", "channels"), [(8, 1), (16, 3), (64, 3)])
+def test_shapes_and_finite_outputs(resolution, channels):
+    generator = dlsgan.Generator(resolution, channels, 5, mapping_layers=2, width=0.02)
+    discriminator = dlsgan.Discriminator(resolution, channels, 5, width=0.02)
+    x = generator(torch.randn(3, 5))
+    logits, z_hat = discriminator(x)
+    assert x.shape == (3, channels, resolution, resolution) and logits.shape == (3,) and z_hat.shape == (3, 5)
+    assert x.isfinite().all() and 0.1 < x.std() < 10 and z_hat.isfinite().all()
+
+
+def test_channels_of_the_paper_preset():
+    assert [dlsgan.channels_at(r, 1.0) for r in (4, 8, 16, 32, 64, 128)] == [512, 512, 512, 256, 128, 64]
+
+
+def test_an_image_encodes_to_the_same_latent_in_any_batch():
+    discriminator = dlsgan.Discriminator(16, 3, 5, width=0.05).double()
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(discriminator(x)[1][:1], discriminator(x[:1])[1], rtol=1e-10, atol=1e-12)
+
+
+def test_the_length_of_the_latent_vector_is_information():
+    """StyleGAN2 normalises z, after which G(2 z) = G(z); here it must not."""
+    generator, z = dlsgan.Generator(16, 3, 5, mapping_layers=2, width=0.05), torch.randn(2, 5)
+    assert (generator(2 * z) - generator(z)).abs().max() > 0.01
+    assert torch.equal(generator(z), generator(z))  # and there is no noise
+
+
+def test_head_scale_shrinks_only_the_first_predictions():
+    torch.manual_seed(1)
+    small = dlsgan.Discriminator(16, 3, 5, width=0.05, head_scale=0.1)
+    torch.manual_seed(1)
+    full = dlsgan.Discriminator(16, 3, 5, width=0.05)
+    x = torch.randn(4, 3, 16, 16)
+    torch.testing.assert_close(10 * small(x)[1], full(x)[1])
+    assert torch.equal(small(x)[0], full(x)[0])
+
+
+def test_second_gradients_of_the_discriminator():
+    discriminator = double(dlsgan.Discriminator(8, 1, 2, width=0.001))
+    x = torch.randn(1, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: discriminator(x)[0], x)
+
+
+@pytest.mark.parametrize("penalty_weight", [0.0, 1.0])
+def test_training_step_on_the_meta_device(penalty_weight):
+    """Every tensor of the step lives on the device of the batch: nothing falls back to the CPU."""
+    config = dlsgan.Config(**TINY)
+    model = dlsgan.build(config).to("meta")
+    optimizers = [torch.optim.Adam(m.parameters(), fused=False) for m in (model.generator, model.discriminator)]
+    real = torch.empty(4, 3, 16, 16, device="meta")
+    scalars = dlsgan.train_step(model, optimizers, real, torch.Generator(), penalty_weight=penalty_weight)
+    assert all(value.device.type == "meta" for value in scalars.values())
+    assert all(p.device.type == "meta" for p in model.parameters())
+
+
+# ---- Part III: data --------------------------------------------------------------------------------------------------
+
+
+def test_cartoon_faces_follow_their_factors():
+    images, factors = dlsgan.cartoon_faces(6, 32, seed=4)
+    assert images.shape == (6, 3, 32, 32) and factors.shape == (6, 8)
+    assert images.min() >= -1 and images.max() <= 1
+    assert torch.equal(images, dlsgan.cartoon_faces(6, 32, seed=4)[0])
+    for k in range(8):  # each factor changes the picture, smoothly
+        values = torch.zeros(3, 8)
+        values[:, k] = torch.tensor([-0.5, 0.0, 0.01])
+        low, middle, near = dlsgan.cartoon_faces(0, 32, values=values)[0]
+        assert (low - middle).abs().max() > 0.1, dlsgan.CARTOON_FACTORS[k]
+        assert (near - middle).abs().max() < 0.05, dlsgan.CARTOON_FACTORS[k]
+    values = torch.zeros(2, 8)
+    values[1, 7] = 1.0  # background only: the corner changes, the nose does not
+    a, b = dlsgan.cartoon_faces(0, 32, values=values)[0]
+    assert (a[:, 0, 0] != b[:, 0, 0]).all() and torch.equal(a[:, 17, 16], b[:, 17, 16])
+    assert (dlsgan.cartoon_faces(5, 16, factors=3)[1][:, 3:] == 0).all()
+    big, small = (dlsgan.cartoon_faces(4, r, seed=1)[0] for r in (128, 32))
+    assert (F.avg_pool2d(big, 4) - small).abs().mean() < 0.03  # the same faces at any resolution
+
+
+def write_idx(path, images, magic=0x803):
+    data = struct.pack(">4I", magic, *images.shape) + images.tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def write_mnist(root, n=30):
+    random = np.random.default_rng(0)
+    write_idx(root / "train-images-idx3-ubyte.gz", random.integers(0, 256, (n, 28, 28), dtype=np.uint8))
+    write_idx(root / "t10k-images-idx3-ubyte", random.integers(0, 256, (n, 28, 28), dtype=np.uint8))
+
+
+def write_celeba(root, n=30, test=5, newline="\r\n"):
+    folder = root / "img_align_celeba"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    names = [f"{i:06d}.jpg" for i in range(1, n + 11)]  # ten more are listed than present
+    for name in names[:n]:
+        Image.fromarray(random.integers(0, 256, (218, 178, 3), dtype=np.uint8)).save(folder / name)
+    partition = [f"{name} {2 if i < test else i % 2}" for i, name in enumerate(names)]
+    (root / "list_eval_partition.txt").write_bytes(newline.join(partition).encode() + b"\n")
+    attributes = [str(len(names)), "Smiling Young"] + [f"{name}  1 -1" for name in names]
+    (root / "list_attr_celeba.txt").write_bytes(newline.join(attributes).encode())
+
+
+def test_mnist_files_plain_and_gzipped():
+    write_mnist(Path("m"))
+    train, test = dlsgan.load_mnist(dlsgan.Config(dataset="mnist", data_dir="m"))
+    assert train.shape == test.shape == (30, 1, 32, 32) and train.dtype == np.uint8
+    assert (train[:, :, :2] == 0).all() and train[:, :, 2:-2, 2:-2].any()
+    assert dlsgan.load_mnist(dlsgan.Config(dataset="mnist", data_dir="m", resolution=16))[0].shape == (30, 1, 16, 16)
+
+
+def test_celeba_layout_partition_and_framing():
+    write_celeba(Path("c"))
+    config = dlsgan.Config(dataset="celeba", data_dir="c", resolution=16)
+    train, test = dlsgan.load_celeba(config)
+    assert train.shape == (25, 3, 16, 16) and test.shape == (5, 3, 16, 16)
+    frame = Image.open("c/img_align_celeba/000006.jpg").resize((16, 16), Image.LANCZOS)  # whole frame, squashed
+    np.testing.assert_array_equal(train[0], np.asarray(frame).transpose(2, 0, 1))
+
+
+def test_celeba_without_test_images_holds_some_out(capsys):
+    write_celeba(Path("c"), n=40, test=0)
+    train, test = dlsgan.load_celeba(dlsgan.Config(dataset="celeba", data_dir="c", resolution=8))
+    assert (len(train), len(test)) == (38, 2)
+    assert "2 images (5%) are held out" in capsys.readouterr().out
+
+
+def odd_images(root):
+    root.mkdir()
+    gradient = np.linspace(0, 255, 40 * 30).reshape(40, 30).astype(np.uint8)
+    Image.fromarray(gradient).save(root / "grey.png")
+    Image.fromarray(np.dstack([gradient] * 3 + [np.zeros_like(gradient)]), "RGBA").save(root / "clear.png")
+    Image.fromarray(np.dstack([gradient, gradient]), "LA").save(root / "grey_alpha.png")
+    Image.fromarray(gradient).convert("P").save(root / "palette.gif")
+    Image.fromarray(np.dstack([gradient] * 3)).convert("CMYK").save(root / "cmyk.jpg")
+    (root / "deep").mkdir()
+    Image.fromarray(np.dstack([gradient] * 3)).save(root / "deep" / "photo.JPG")
+
+
+def test_a_folder_of_odd_images(capsys):
+    odd_images(Path("f"))
+    (Path("f") / "text.jpg").write_text("this is no image")
+    whole = (Path("f") / "deep" / "photo.JPG").read_bytes()
+    (Path("f") / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    train, test = dlsgan.load_folder(dlsgan.Config(dataset="folder", data_dir="f", resolution=16))
+    assert (len(train), len(test)) == (4, 2) and train.shape[1:] == (3, 16, 16)
+    printed = capsys.readouterr()
+    assert "text.jpg" in printed.out + printed.err and "truncated.jpg" in printed.out + printed.err
+    image = dlsgan.read_image(Path("f/clear.png"), dlsgan.Config(dataset="folder", resolution=16))
+    assert (image == 255).all()  # transparent pixels are white, whatever colour hides behind them
+
+
+def test_decoded_images_are_cached_and_a_truncated_cache_is_rebuilt(monkeypatch):
+    odd_images(Path("f"))
+    config = dlsgan.Config(dataset="folder", data_dir="f", resolution=16)
+    first = np.array(dlsgan.load_folder(config)[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(dlsgan, "read_image", None)  # a second decoding would fail
+        second = dlsgan.load_folder(config)[0]
+    np.testing.assert_array_equal(first, second)
+    assert isinstance(second, np.memmap)
+    for file in Path("cache/dlsgan").glob("*.u8"):
+        os.truncate(file, 100)
+    np.testing.assert_array_equal(first, dlsgan.load_folder(config)[0])
+
+
+def test_batches_cover_each_epoch_once_and_resume_anywhere():
+    images = np.arange(10, dtype=np.uint8)[:, None, None, None]
+    stream = dlsgan.batches(images, 5, seed=1, step=0, flip=False)
+    epochs = [np.concatenate([next(stream), next(stream)]).ravel() for _ in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert not np.array_equal(epochs[0], epochs[1])
+    for step in range(6):
+        resumed = next(dlsgan.batches(images, 5, seed=1, step=step, flip=False)).ravel()
+        np.testing.assert_array_equal(resumed, np.concatenate(epochs)[5 * step : 5 * step + 5])
+
+
+def test_flip_mirrors_about_half():
+    images = np.zeros((400, 1, 2, 2), np.uint8)
+    images[..., 0] = 1
+    batch = next(dlsgan.batches(images, 400, seed=0, step=0, flip=True))
+    assert 150 < (batch[:, 0, 0, 1] == 1).sum() < 250
+    assert (images[..., 0] == 1).all()  # the data itself stays as it was
+
+
+def test_uint8_and_float_are_inverse():
+    x = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    y = dlsgan.to_float(x)
+    assert y.min() == -1 and y.max() == 1
+    np.testing.assert_array_equal(dlsgan.to_uint8(y), x)
+
+
+# ---- Part III: measures ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_psnr_and_ssim_against_scikit_image(channels):
+    x = dlsgan.cartoon_faces(4, 32)[0][:, :channels]
+    y = (x + 0.3 * torch.randn_like(x)).clamp(-1, 1)
+    for a, b, ours_psnr, ours_ssim in zip(x, y, dlsgan.psnr(x, y), dlsgan.ssim(x, y), strict=True):
+        a, b = a.double().numpy(), b.double().numpy()
+        assert ours_psnr.item() == pytest.approx(peak_signal_noise_ratio(a, b, data_range=2), abs=1e-4)
+        settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 2}
+        assert ours_ssim.item() == pytest.approx(structural_similarity(a, b, channel_axis=0, **settings), abs=1e-4)
+
+
+def perfect_model(pixels=16):
+    """G is the identity on d = H*W values, D's head its exact inverse."""
+
+    class Inverse(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, 0], x.flatten(1)
+
+    return dlsgan.DLSGAN(nn.Unflatten(1, (1, pixels, pixels)), Inverse(), dlsgan.LatentScale(pixels**2))
+
+
+def test_evaluate_on_a_perfect_and_on_a_blind_model():
+    test = perfect_model().sample(40, seed=9).clamp(-1, 1)
+    result = dlsgan.evaluate(perfect_model(), test, batch_size=7)
+    assert result["mse_test"] == 0 and result["ssim_test"] == pytest.approx(1) and result["gain_test"] > 50
+    assert result["spread"] == pytest.approx(1, abs=0.05)
+    # clipping to [-1, 1] loses the tails: E[(z - clip(z))^2] for a standard normal variable
+    clipped = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    assert result["l_enc"] == pytest.approx((clipped - clipped.clamp(-1, 1)).square().mean().item(), rel=0.05)
+    blind = perfect_model()
+    blind.discriminator.forward = lambda x: (x.flatten(1)[:, 0], 0 * x.flatten(1))
+    result = dlsgan.evaluate(blind, test)
+    assert result["l_enc"] == pytest.approx(1, rel=0.05) and result["active"] == 0
+    # it reconstructs the mean, 0, and gains nothing over the mean image
+    assert result["gain_test"] == pytest.approx(0, abs=0.2) and result["gain_generated"] == pytest.approx(0, abs=0.2)
+
+
+def test_calibration_of_an_optimal_linear_encoder():
+    """x = z + noise: z_hat = x / (1 + sigma^2), v = 1 / (1 + sigma^2), E[z z_hat] = v, MSE = 1 - v."""
+    z = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = 0.5 * torch.randn(z.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    z_hat = (z + noise) / 1.25
+    v = z_hat.square().mean()
+    assert v.item() == pytest.approx(0.8, rel=0.01) and (z * z_hat).mean().item() == pytest.approx(0.8, rel=0.01)
+    assert dlsgan.encoder_loss(z, z_hat, torch.ones(1)).item() == pytest.approx(0.2, rel=0.02)
+
+
+def test_sliced_wasserstein_in_one_dimension():
+    a = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shifted = measures.sliced_wasserstein(a, a + 0.7, projections=4)
+    assert shifted == pytest.approx(0.7, rel=1e-9)  # W1 of a shift is the shift
+    scaled = measures.sliced_wasserstein(a, 3 * a, projections=4)
+    assert scaled == pytest.approx(2 * a.abs().mean().item(), rel=0.01)  # closed form: (3 - 1) E|x|
+    from scipy.stats import wasserstein_distance
+
+    b = torch.rand(20_000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = wasserstein_distance(a[:, 0].numpy(), b[:, 0].numpy())
+    assert measures.wasserstein_1d(a, b).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_swd_is_small_for_equal_and_large_for_other_images():
+    faces, same = (dlsgan.cartoon_faces(60, 32, seed)[0] for seed in (0, 1))
+    other = torch.rand(60, 3, 32, 32) * 2 - 1
+    near, far = measures.swd(faces, same), measures.swd(faces, other)
+    assert near.keys() == {"32", "16", "mean"}
+    assert all(2 * near[level] < far[level] for level in near)
+    levels = measures.laplacian_pyramid(faces)
+    assert [level.shape[-1] for level in levels] == [32, 16]
+
+
+def test_frechet_distance_against_scipy():
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(2, 12, 12))
+    a, b = a @ a.T, b @ b.T
+    mean_a, mean_b = random.normal(size=(2, 12))
+    expected = ((mean_a - mean_b) ** 2).sum() + np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real)
+    assert measures.frechet_distance(mean_a, a, mean_b, b) == pytest.approx(expected, abs=1e-6)
+
+
+class StandInInception(nn.Module):
+    """Eight features that are known: the mean of each of the first eight rows of the red channel."""
+
+    def forward(self, x: torch.Tensor, return_features: bool = False):
+        return x[:, 0, :8].float().mean(2)
+
+
+def test_fid_with_a_stand_in_network():
+    torch.jit.script(StandInInception()).save("inception.pt")
+    network = measures.load_inception("inception.pt")
+    a, b = torch.rand(60, 3, 16, 16) * 2 - 1, torch.rand(60, 3, 16, 16) - 0.5
+    features = [dlsgan.to_uint8(x)[:, 0, :8].double().mean(2).numpy() for x in (a, b)]
+    covariances = [np.cov(f, rowvar=False) for f in features]
+    expected = ((features[0].mean(0) - features[1].mean(0)) ** 2).sum()
+    expected += np.trace(covariances[0] + covariances[1] - 2 * scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real)
+    assert measures.fid(a, b, network) == pytest.approx(expected, rel=1e-3)
+    assert measures.fid(a, a, network) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(dlsgan.UserError, match="not the TorchScript file"):
+        measures.load_inception(__file__)
+
+
+# ---- Part III: training and the command line -------------------------------------------------------------------------
+
+
+def tiny(**settings):
+    return dlsgan.Config(**TINY | settings)
+
+
+def flags(**settings):
+    return [f"--{key.replace('_', '-')}={value}" for key, value in (TINY | settings).items()]
+
+
+def test_every_metric_is_documented_and_finite(monkeypatch):
+    monkeypatch.setattr(dlsgan, "report", REPORT)
+    lines = list(dlsgan.train(tiny(out="r")))
+    written = [json.loads(text) for text in Path("r/metrics.jsonl").read_text().splitlines()]
+    assert written == json.loads(json.dumps(lines))
+    families = {re.sub("_(generated|test)$", "_*", key) for line in lines for key in line}
+    assert families == dlsgan.METRICS.keys()
+    assert all(np.isfinite(value).all() for line in lines for value in line.values())
+    assert [line["images"] for line in lines] == list(range(4, 44, 4))
+    assert Image.open("r/report.png").size[0] > 1000
+
+
+@pytest.mark.parametrize("dataset", ["cartoon", "mnist", "celeba", "folder"])
+def test_a_few_real_training_steps_on_each_data_set(dataset, capsys):
+    write_mnist(Path("data/mnist"))
+    write_celeba(Path("data/celeba"))
+    odd_images(Path("pictures"))
+    name = "pictures" if dataset == "folder" else dataset
+    small = flags(batch_size=4, images=12)
+    assert dlsgan.main(["--dataset", name, *small]) == 0
+    printed = capsys.readouterr().out
+    assert "images/s on this device" not in printed or "minutes" in printed
+    assert "L_enc of the averaged networks" in printed and f"in runs/{dataset}: report.png" in printed
+    model = dlsgan.load(f"runs/{dataset}")
+    x = model.sample(3)
+    assert x.shape == (3, 1 if dataset == "mnist" else 3, 16, 16) and x.isfinite().all()
+    assert model.encode(x).shape == (3, 4)
+    assert torch.equal(model.reconstruct(x), model.decode(model.encode(x)))
+
+
+@pytest.mark.parametrize("loss", ["original", "lsgan", "wgan-gp"])
+def test_the_other_losses_train(loss):
+    assert list(dlsgan.train(tiny(loss=loss)))[-1]["images"] == 40
+
+
+def weights(folder):
+    state = torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
+    return {f"{part}.{name}": value for part in ("model", "ema") for name, value in state[part].items()}
+
+
+@pytest.mark.parametrize("rule", ["ema", "sma"])
+def test_a_stopped_and_resumed_run_is_bit_exact(rule):
+    """Stopped between two lines of metrics, with a penalty step (16) still to come and an epoch (10 steps) passed."""
+    settings = {"resolution": 8, "images": 4 * 430, "scale_rule": rule, "flip": True}
+    list(dlsgan.train(tiny(out="whole", **settings)))
+    stop = threading.Event()
+    count = 0
+
+    def stopping(*arguments, original=dlsgan.train_step, **keywords):
+        nonlocal count
+        count += 1
+        if count == 13:
+            stop.set()
+        return original(*arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dlsgan, "train_step", stopping)
+        list(dlsgan.train(tiny(out="parts", **settings), stop=stop))
+    config, state = dlsgan.read_checkpoint("parts")
+    assert state["step"] == 13
+    list(dlsgan.train(config, resume=True))
+    a, b = weights("whole"), weights("parts")
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    lines = [Path(run, "metrics.jsonl").read_text().splitlines() for run in ("whole", "parts")]
+    for pair in zip(*(map(json.loads, texts) for texts in lines), strict=True):
+        for line in pair:
+            del line["seconds"], line["images_per_second"]
+        assert pair[0] == pair[1]
+
+
+def test_resume_cuts_metrics_after_the_checkpoint():
+    list(dlsgan.train(tiny(out="r")))
+    path = Path("r/metrics.jsonl")
+    complete = path.read_text()
+    path.write_text(complete + json.dumps({"images": 44}) + '\n{"images": 48, "se')  # a crash after the checkpoint
+    assert len(dlsgan.open_metrics(path, 40)) == 10
+    assert path.read_text() == complete
+
+
+def test_resume_from_the_command_line(capsys):
+    assert dlsgan.main(flags(out="r")) == 0
+    assert dlsgan.main(["--resume", "r", "--images", "60"]) == 0
+    assert json.loads(Path("r/metrics.jsonl").read_text().splitlines()[-1])["images"] == 60
+    capsys.readouterr()
+    assert dlsgan.main(["--resume", "r", "--lr", "0.1"]) == 2
+    assert capsys.readouterr().err == "dlsgan: --resume keeps the settings of r: leave out --lr\n"
+
+
+def test_nan_stops_with_the_last_good_checkpoint(monkeypatch, capsys):
+    list(dlsgan.train(tiny(out="r")))
+    before = weights("r")
+
+    def poisoned(model, *arguments, original=dlsgan.train_step, **keywords):
+        model.generator.constant.data.fill_(math.nan)
+        return original(model, *arguments, **keywords)
+
+    monkeypatch.setattr(dlsgan, "train_step", poisoned)
+    assert dlsgan.main(["--resume", "r", "--images", "80"]) == 2
+    assert re.search(r"loss_\w became nan after 44 images; the last checkpoint is kept: try", capsys.readouterr().err)
+    assert all(torch.equal(value, before[name]) for name, value in weights("r").items())
+
+
+def test_presets():
+    paper = dlsgan.configure({"dataset": "celeba", "out": "x"})
+    assert (paper.resolution, paper.latent_dim, paper.batch_size, paper.encoder_weight) == (128, 512, 32, 1.0)
+    assert (paper.scale_rule, paper.scale_window, paper.r1_gamma, paper.lr) == ("sma", 512, 20.0, 1e-3)
+    assert (paper.width, paper.mapping_layers, paper.head_scale) == (1.0, 8, 1.0)
+    small = dlsgan.configure({"preset": "celeba64", "data_dir": "d", "out": "x"})
+    assert (small.dataset, small.resolution, small.data_dir) == ("celeba", 64, "d")
+    assert dlsgan.configure({}).out == "runs/cartoon"
+    Path("runs/cartoon").mkdir(parents=True)
+    assert dlsgan.configure({}).out == "runs/cartoon-2"
+    assert dlsgan.configure({"latent_scale": False}).out == "runs/cartoon-no-scale"
+    for preset in dlsgan.PRESETS:
+        dlsgan.Config(**dlsgan.PRESETS[preset]).check()
+
+
+def test_help_shows_every_flag_and_its_default(capsys):
+    with pytest.raises(SystemExit) as end:
+        dlsgan.main(["--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    for field in dataclasses.fields(dlsgan.Config):
+        assert "--" + field.name.replace("_", "-") in text
+    assert "(default: 32)" in text and "celeba64" in text
+
+
+def test_photos_are_written_beside_their_reconstructions(capsys):
+    assert dlsgan.main(flags(out="r")) == 0
+    odd_images(Path("f"))
+    capsys.readouterr()
+    photos = ["f/grey.png", "f/deep/photo.JPG"]
+    assert dlsgan.main(["--reconstruct", *photos, "--checkpoint", "r", "--out", "o"]) == 0
+    line = r"o/\w+-reconstruction.png: PSNR -?\d+\.\d dB; latent distance \d+\.\d\d \(generated images: 1.00 on average; "
+    assert len(re.findall(line, capsys.readouterr().out)) == 2
+    assert Image.open("o/grey-reconstruction.png").size == (32, 16)
+
+
+class Exploit:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+def damaged_inputs():
+    """Name -> (how to damage, arguments, what the line must name)."""
+
+    def mnist(change):
+        def make():
+            write_mnist(Path("m"))
+            change(Path("m/t10k-images-idx3-ubyte"))
+
+        return make
+
+    def celeba(change):
+        def make():
+            write_celeba(Path("c"))
+            change(Path("c"))
+
+        return make
+
+    def checkpoint(change):
+        def make():
+            list(dlsgan.train(tiny(out="r", images=8)))
+            change(Path("r/checkpoint.pt"))
+
+        return make
+
+    def edit(path, change):
+        state = torch.load(path, weights_only=True)
+        change(state)
+        torch.save(state, path)
+
+    def folder(name, *contents):
+        def make():
+            Path(name).mkdir()
+            for i, content in enumerate(contents):
+                Path(name, f"{i}.jpg").write_bytes(content)
+
+        return make
+
+    def drop_attribute_rows(root):
+        path = root / "list_attr_celeba.txt"
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join(["35", *lines[1:2], *lines[7:]]))
+
+    def replace(path, old, new):
+        path.write_bytes(path.read_bytes().replace(old, new, 1))
+
+    partition = "list_eval_partition.txt"
+    idx, use_c, use_r = "m/t10k-images-idx3-ubyte", ["--dataset=celeba", "--data-dir=c"], ["--resume=r"]
+    use_m, photo = ["--dataset=mnist", "--data-dir=m"], ["--checkpoint=r", "--reconstruct"]
+    return {
+        "missing celeba": (None, ["--dataset=celeba"], "data/celeba/img_align_celeba"),
+        "missing folder": (None, ["--data-dir=nowhere"], "nowhere"),
+        "empty folder": (folder("f"), ["--dataset=f"], "f is not a folder with image files"),
+        "text files named jpg": (folder("f", b"text", b"more"), ["--dataset=f"], "f/"),
+        "unknown data set": (None, ["--dataset=imagenet"], "imagenet"),
+        "idx magic": (mnist(lambda p: replace(p, b"\x08\x03", b"\x0d\x03")), use_m, f"{idx} .*magic number is 0xd03"),
+        "idx short": (mnist(lambda p: os.truncate(p, 1000)), use_m, idx),
+        "idx empty": (mnist(lambda p: os.truncate(p, 0)), use_m, idx),
+        "idx gzip damaged": (mnist(lambda p: p.write_bytes(gzip.compress(p.read_bytes())[:500])), use_m, idx),
+        "partition missing": (celeba(lambda r: (r / partition).unlink()), use_c, partition),
+        "partition value": (celeba(lambda r: replace(r / partition, b"jpg 2", b"jpg 7")), use_c, "000001.jpg"),
+        "attributes do not match": (celeba(drop_attribute_rows), use_c, "list_attr_celeba.txt .*000001.jpg"),
+        "attributes column": (celeba(lambda r: replace(r / "list_attr_celeba.txt", b"1 -1", b"1")), use_c, "000001.jpg"),
+        "attributes count": (celeba(lambda r: replace(r / "list_attr_celeba.txt", b"40", b"41")), use_c, "announces 41"),
+        "resolution": (None, ["--resolution=100"], "--resolution 100"),
+        "negative rate": (None, ["--lr=-1"], "--lr"),
+        "nan rate": (None, ["--lr=nan"], "--lr"),
+        "batch larger than data": (None, ["--batch-size=64"], "--batch-size 64"),
+        "unknown loss": (None, ["--loss=hinge"], "hinge"),
+        "unknown device": (None, ["--device=tpu"], "tpu"),
+        "output is a file": (lambda: Path("o").write_text("mine"), ["--out=o"], "o"),
+        "output below a file": (lambda: Path("o").write_text("mine"), ["--out=o/run"], "o/run"),
+        "output holds a run": (checkpoint(lambda p: None), ["--out=r"], "r already holds a run"),
+        "no checkpoint": (None, ["--resume=nowhere"], "nowhere"),
+        "text as checkpoint": (checkpoint(lambda p: p.write_text("weights")), use_r, "r/checkpoint.pt"),
+        "truncated checkpoint": (checkpoint(lambda p: os.truncate(p, 5000)), use_r, "r/checkpoint.pt"),
+        "foreign checkpoint": (checkpoint(lambda p: torch.save({"a": 1}, p)), use_r, "r/checkpoint.pt"),
+        "malicious checkpoint": (checkpoint(lambda p: p.write_bytes(pickle.dumps(Exploit()))), use_r, "r/checkpoint.pt"),
+        "malicious zip checkpoint": (checkpoint(lambda p: torch.save(Exploit(), p)), use_r, "r/checkpoint.pt"),
+        "checkpoint of another format": (checkpoint(lambda p: edit(p, lambda s: s.update(format=9))), use_r, "format 9"),
+        "other configuration": (checkpoint(lambda p: edit(p, lambda s: s["config"].update(latent_dim=7))), use_r, "r"),
+        "bad photo": (checkpoint(lambda p: Path("x.jpg").write_text("no")), [*photo, "x.jpg"], "x.jpg"),
+        "missing photo": (checkpoint(lambda p: None), [*photo, "gone.jpg"], "gone.jpg"),
+        "reconstruct without checkpoint": (None, ["--reconstruct=x.jpg"], "--checkpoint"),
+    }
+
+
+@pytest.mark.parametrize("case", damaged_inputs())
+def test_bad_input_gets_one_clear_line(case, capsys):
+    make, arguments, named = damaged_inputs()[case]
+    if make:
+        make()
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file() and path.parts[0] != "cache"}
+    capsys.readouterr()
+    reading = any(a.startswith(("--resume", "--checkpoint", "--reconstruct")) for a in arguments)
+    given = {a.split("=")[0] for a in arguments}
+    rest = [] if reading else [flag for flag in flags(out="run") if flag.split("=")[0] not in given]
+    assert dlsgan.main([*arguments, *rest]) == 2
+    error = capsys.readouterr().err
+    line = error.replace("\r", "\n").strip().splitlines()[-1]
+    assert line.startswith("dlsgan: ") and re.search(named, line), error
+    assert "Traceback" not in error and len(line) < 400
+    after = {path: path.read_bytes() for path in before if path.exists()}
+    assert after == before  # nothing that was there is lost
+    assert not Path("executed").exists()
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(monkeypatch):
+    list(dlsgan.train(tiny(out="r")))
+    before = weights("r")
+
+    def full(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(dlsgan.UserError, match="cannot write r/checkpoint.pt: No space left on device"):
+        list(dlsgan.train(dataclasses.replace(tiny(out="r"), images=60), resume=True))
+    assert all(torch.equal(value, before[name]) for name, value in weights("r").items())
+
+
+def test_the_file_alone_runs_in_an_empty_folder():
+    shutil.copy(ROOT / "dlsgan.py", "dlsgan.py")
+    command = [sys.executable, "dlsgan.py", *flags(images=8, resolution=8)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr
+    assert "spread" in done.stdout and Path("runs/cartoon/report.png").exists()
+    foreign = r"^(from|import) (toy_experiments|scipy|skimage|sklearn|torchvision)"
+    assert not re.search(foreign, Path("dlsgan.py").read_text(), re.M)
+
+
+def test_sigterm_saves_and_says_how_to_go_on():
+    command = [sys.executable, str(ROOT / "dlsgan.py"), *flags(images=10**6, resolution=8, out="r")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with contextlib.suppress(FileNotFoundError):
+        while process.poll() is None and not (Path("r/metrics.jsonl").exists() and Path("r/metrics.jsonl").stat().st_size):
+            pass
+    process.terminate()
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert "--resume r" in out and dlsgan.read_checkpoint("r")[1]["step"] > 0
+
+
+def test_the_readme_commands_and_example():
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.S)
+    shell = [line for kind, block in blocks if kind == "sh" for line in block.splitlines()]
+    flag_names = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(dlsgan.Config)}
+    flag_names |= {"--no-latent-scale", "--preset", "--resume", "--reconstruct", "--checkpoint"}
+    for line in shell:
+        if "dlsgan.py" in line:
+            assert {word for word in shlex.split(line) if word.startswith("--")} <= flag_names, line
+    assert sum("pip install" in line for line in shell[:2]) >= 1
+    list(dlsgan.train(tiny(out="runs/cartoon")))
+    for kind, block in blocks:
+        if kind == "python":
+            exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_size_of_the_file():
+    assert len((ROOT / "dlsgan.py").read_text().splitlines()) <= 980
