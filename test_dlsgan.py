@@ -28,7 +28,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
 import dlsgan
-from toy_experiments import measures
+from toy_experiments import measures, results
 
 ROOT = Path(__file__).parent
 REPORT = dlsgan.report
@@ -958,11 +958,36 @@ def test_the_readme_commands_and_example():
     for line in shell:
         if "dlsgan.py" in line:
             assert {word for word in shlex.split(line) if word.startswith("--")} <= flag_names, line
-    assert sum("pip install" in line for line in shell[:2]) >= 1
+    assert shell[0].endswith("dlsgan.py") and shell[1].endswith("-m pytest")
+    assert shell[1] in (ROOT / ".ci" / "run").read_text().splitlines()  # CI runs what the reader runs
     list(dlsgan.train(tiny(out="runs/cartoon")))
     for kind, block in blocks:
         if kind == "python":
             exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_readme_table_comes_from_the_kept_results():
+    text = (ROOT / "README.md").read_text()
+    for row in results.table().splitlines():
+        assert row in text
+
+
+def test_a_finished_run_is_kept_with_its_command(monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", Path("kept"))
+    list(dlsgan.train(tiny(out="mine")))
+    path = results.add("mine", "python dlsgan.py --out mine")
+    last = json.loads(Path("mine/metrics.jsonl").read_text().splitlines()[-1])
+    assert json.loads(path.read_text())["measures"] == last
+    row = results.table().splitlines()[2]
+    assert row.startswith("| `python dlsgan.py --out mine` | ")
+    assert f"{last['psnr_test']:.1f} ({last['gain_test']:+.1f})" in row
+
+
+def test_distances_of_a_run_from_the_command_line(capsys):
+    list(dlsgan.train(tiny(out="r")))
+    result = measures.main("r")
+    assert result.keys() == {"samples", "other test images"} and result["samples"].keys() == {"swd 16", "swd mean"}
+    assert "FID: absent" in capsys.readouterr().out
 
 
 def test_the_size_of_the_file():
