@@ -386,15 +386,15 @@ class Config:
     latent_dim: int = option(32, "dimensions d of the latent vector")
     mapping_layers: int = option(2, "layers of the mapping network")
     batch_size: int = option(16, "real images a step")
-    images: int = option(50_000, "budget: real images seen in training")
-    lr: float = option(3e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
-    lr_final: float = option(0.1, "the learning rate falls exponentially to this factor at the end of the budget")
+    images: int = option(40_000, "budget: real images seen in training")
+    lr: float = option(2e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
+    lr_final: float = option(0.2, "the learning rate falls exponentially to this factor at the end of the budget")
     loss: str = option("nsgan", f"adversarial loss: {', '.join(LOSSES)}")
     encoder_weight: float = option(15.0, "lambda, the weight of L_enc in both losses")
-    r1_gamma: float = option(5.0, "gamma: gamma / 2 weighs R1 (or the penalty of wgan-gp)")
+    r1_gamma: float = option(10.0, "gamma: gamma / 2 weighs R1 (or the penalty of wgan-gp)")
     latent_scale: bool = option(True, "scale the latent vector; without it, s = 1: the paper's comparison")
     scale_rule: str = option("ema", "moving average behind v: ema or sma")
-    scale_window: int = option(120, "its memory in steps")
+    scale_window: int = option(160, "its memory in steps")
     head_scale: float = option(0.1, "initial scale of the latent head")
     flip: bool = option(False, "mirror half of the training images")
     seed: int = option(0, "seed of weights, latent vectors and data order")
@@ -415,9 +415,9 @@ class Config:
 
 PRESETS = {
     "cartoon": {},
-    "mnist": {"dataset": "mnist", "r1_gamma": 10.0, "encoder_weight": 20.0, "scale_window": 250, "images": 110_000},
-    "celeba64": {"dataset": "celeba", "resolution": 64, "width": 0.25, "latent_dim": 64, "images": 400_000, "lr": 2e-3,
-                 "encoder_weight": 10.0, "scale_window": 500, "flip": True},
+    "mnist": {"dataset": "mnist", "scale_window": 250, "images": 80_000},
+    "celeba64": {"dataset": "celeba", "resolution": 64, "width": 0.25, "latent_dim": 64, "images": 400_000,
+                 "scale_window": 500, "flip": True},
     "celeba": {"dataset": "celeba", "resolution": 128, "width": 1.0, "latent_dim": 512, "mapping_layers": 8,
                "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": 0.98**50, "encoder_weight": 1.0,
                "r1_gamma": 20.0, "scale_rule": "sma", "scale_window": 512, "head_scale": 1.0},
