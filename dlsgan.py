@@ -384,17 +384,17 @@ class Config:
     resolution: int = option(32, "width and height of the images, a power of two from 8")
     width: float = option(0.125, "factor on the feature maps (1: 512,512,512,256,128,64 at 4,8,16,32,64,128 pixels)")
     latent_dim: int = option(32, "dimensions d of the latent vector")
-    mapping_layers: int = option(2, "layers of the mapping network")
-    batch_size: int = option(16, "real images a step")
-    images: int = option(40_000, "budget: real images seen in training")
-    lr: float = option(2e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
-    lr_final: float = option(0.2, "the learning rate falls exponentially to this factor at the end of the budget")
+    mapping_layers: int = option(1, "layers of the mapping network")
+    batch_size: int = option(8, "real images a step")
+    images: int = option(32_000, "budget: real images seen in training")
+    lr: float = option(3e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
+    lr_final: float = option(0.1, "the learning rate falls exponentially to this factor at the end of the budget")
     loss: str = option("nsgan", f"adversarial loss: {', '.join(LOSSES)}")
-    encoder_weight: float = option(15.0, "lambda, the weight of L_enc in both losses")
-    r1_gamma: float = option(10.0, "gamma: gamma / 2 weighs R1 (or the penalty of wgan-gp)")
+    encoder_weight: float = option(10.0, "lambda, the weight of L_enc in both losses")
+    r1_gamma: float = option(2.0, "gamma: gamma / 2 weighs R1 (or the penalty of wgan-gp)")
     latent_scale: bool = option(True, "scale the latent vector; without it, s = 1: the paper's comparison")
     scale_rule: str = option("ema", "moving average behind v: ema or sma")
-    scale_window: int = option(160, "its memory in steps")
+    scale_window: int = option(200, "its memory in steps")
     head_scale: float = option(0.1, "initial scale of the latent head")
     flip: bool = option(False, "mirror half of the training images")
     seed: int = option(0, "seed of weights, latent vectors and data order")
@@ -415,9 +415,9 @@ class Config:
 
 PRESETS = {
     "cartoon": {},
-    "mnist": {"dataset": "mnist", "scale_window": 250, "images": 80_000},
-    "celeba64": {"dataset": "celeba", "resolution": 64, "width": 0.25, "latent_dim": 64, "images": 400_000,
-                 "scale_window": 500, "flip": True},
+    "mnist": {"dataset": "mnist", "batch_size": 16, "r1_gamma": 5.0, "lr": 2e-3, "scale_window": 300, "images": 70_000},
+    "celeba64": {"dataset": "celeba", "resolution": 64, "width": 0.25, "latent_dim": 64, "batch_size": 16, "lr": 2e-3,
+                 "r1_gamma": 3.0, "scale_window": 300, "images": 400_000, "flip": True},
     "celeba": {"dataset": "celeba", "resolution": 128, "width": 1.0, "latent_dim": 512, "mapping_layers": 8,
                "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": 0.98**50, "encoder_weight": 1.0,
                "r1_gamma": 20.0, "scale_rule": "sma", "scale_window": 512, "head_scale": 1.0},
@@ -751,7 +751,7 @@ def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: 
     figure.savefig(path, dpi=110)
 
 # Training
-FORMAT, EVALUATED = 1, 500  # version of the checkpoints; test images in an evaluation during training
+FORMAT, EVALUATED = 1, 256  # version of the checkpoints; test images in an evaluation during training
 
 def save_checkpoint(path: Path, state: dict) -> None:
     """Replaces the file in one step and keeps the one before as checkpoint-previous.pt."""
@@ -806,7 +806,7 @@ def keep_memory() -> None:
         libc.mallopt(-4, 0), libc.mallopt(-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
 
 def train(config: Config, resume: bool = False, stop: threading.Event | None = None) -> Iterator[dict]:
-    """Trains and yields lines of METRICS, about 200, every twentieth with an evaluation. Writes checkpoint.pt,
+    """Trains and yields lines of METRICS, about 200, eight of them with an evaluation. Writes checkpoint.pt,
     metrics.jsonl and report.png to config.out, if set. resume: go on from the checkpoint there; on the same CPU and thread
     count the result is that of an uninterrupted run to the bit. stop: an event; once it is set, the loop saves and ends."""
     c, device, out = config, pick_device(config.device), Path(config.out) if config.out else None
@@ -835,7 +835,7 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
     stream = batches(train_images, c.batch_size, c.seed, step, c.flip)
     weights, averages = ([*m.generator.parameters(), *m.discriminator.parameters()] for m in (model, average))
     steps = math.ceil(c.images / c.batch_size)
-    log_every, evaluate_every = min(50, max(1, steps // 200)), max(50, steps // 10)
+    log_every, evaluate_every = min(50, max(1, steps // 200)), max(50, steps // 8)
     penalty_every = 1 if c.loss == "wgan-gp" else 16
     logged = saved = time.perf_counter()
     started, step_saved = logged - seconds, step
