@@ -31,10 +31,10 @@ Changes from the paper, and choices where it is silent:
     gamma / 2. The author's code weighs it 10 at every step, which is gamma = 20 here.
   * v starts at ones, since the first outputs of an untrained head say nothing. The celeba preset averages the last 512
     batches as the paper does ("sma"), the laptop presets exponentially ("ema").
-  * In the laptop presets the latent head starts at a tenth of the usual weights, so that L_enc starts near 1.
+  * Laptop presets, for few steps: lambda = 10, less R1, one mapping layer, a latent head that starts at a tenth.
   * The mapping network does not normalise its input: the length of z * s is information.
   * No per-pixel noise (nobody could recover it), no minibatch-stddev (an image must encode to the same latent vector
-    in any batch), no style mixing, no path length term. All that is shown or measured uses averaged weights.
+    in any batch), no style mixing, no path length term. What is shown or measured uses averaged weights.
   * d = 512, Adam (1e-3, betas 0 and 0.99; mapping network 1e-5), x0.98 an epoch, 50 epochs: the author's 2021 code.
 
     python dlsgan.py                         cartoon faces drawn by this file, 32x32: 5 minutes on two CPU cores
