@@ -31,7 +31,7 @@ Changes from the paper, and choices where it is silent:
     gamma / 2. The author's code weighs it 10 at every step, which is gamma = 20 here.
   * v starts at ones, since the first outputs of an untrained head say nothing. The celeba preset averages the last 512
     batches as the paper does ("sma"), the laptop presets exponentially ("ema").
-  * Laptop presets, for few steps: lambda = 10, less R1, one mapping layer, a latent head that starts at a tenth.
+  * Laptop presets, for few steps: a larger lambda, less R1, two mapping layers, a latent head that starts at a tenth.
   * The mapping network does not normalise its input: the length of z * s is information.
   * No per-pixel noise (nobody could recover it), no minibatch-stddev (an image must encode to the same latent vector
     in any batch), no style mixing, no path length term. What is shown or measured uses averaged weights.
@@ -384,7 +384,7 @@ class Config:
     resolution: int = option(32, "width and height of the images, a power of two from 8")
     width: float = option(0.125, "factor on the feature maps (1: 512,512,512,256,128,64 at 4,8,16,32,64,128 pixels)")
     latent_dim: int = option(32, "dimensions d of the latent vector")
-    mapping_layers: int = option(1, "layers of the mapping network")
+    mapping_layers: int = option(2, "layers of the mapping network")
     batch_size: int = option(8, "real images a step")
     images: int = option(32_000, "budget: real images seen in training")
     lr: float = option(3e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
@@ -394,7 +394,7 @@ class Config:
     r1_gamma: float = option(2.0, "gamma: gamma / 2 weighs R1 (or the penalty of wgan-gp)")
     latent_scale: bool = option(True, "scale the latent vector; without it, s = 1: the paper's comparison")
     scale_rule: str = option("ema", "moving average behind v: ema or sma")
-    scale_window: int = option(200, "its memory in steps")
+    scale_window: int = option(400, "its memory in steps")
     head_scale: float = option(0.1, "initial scale of the latent head")
     flip: bool = option(False, "mirror half of the training images")
     seed: int = option(0, "seed of weights, latent vectors and data order")
@@ -415,9 +415,9 @@ class Config:
 
 PRESETS = {
     "cartoon": {},
-    "mnist": {"dataset": "mnist", "batch_size": 16, "r1_gamma": 5.0, "lr": 2e-3, "scale_window": 300, "images": 70_000},
+    "mnist": {"dataset": "mnist", "batch_size": 16, "encoder_weight": 3.0, "r1_gamma": 5.0, "lr": 2e-3, "images": 70_000},
     "celeba64": {"dataset": "celeba", "resolution": 64, "width": 0.25, "latent_dim": 64, "batch_size": 16, "lr": 2e-3,
-                 "r1_gamma": 3.0, "scale_window": 300, "images": 400_000, "flip": True},
+                 "r1_gamma": 3.0, "images": 400_000, "flip": True},
     "celeba": {"dataset": "celeba", "resolution": 128, "width": 1.0, "latent_dim": 512, "mapping_layers": 8,
                "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": 0.98**50, "encoder_weight": 1.0,
                "r1_gamma": 20.0, "scale_rule": "sma", "scale_window": 512, "head_scale": 1.0},
