@@ -113,7 +113,7 @@ LOSSES = {
 
 def prior(n: int, latent_scale: LatentScale, rng: torch.Generator) -> Tensor:
     """Line 1: z ~ N(0, I), [n, d]. Drawn on the CPU, so that a seed means the same on every device."""
-    return torch.randn(n, len(latent_scale.v), generator=rng).to(latent_scale.v.device, non_blocking=True)
+    return torch.randn(n, len(latent_scale.v), generator=rng).to(latent_scale.v.device)
 
 def encoder_loss(z: Tensor, z_hat: Tensor, s: Tensor) -> Tensor:
     """Line 4: the mean squared error between z * s and z_hat * s; z, z_hat [B, d], s [d] -> scalar."""
@@ -165,8 +165,7 @@ def train_step(
     generator, discriminator, weights_d = model.generator, model.discriminator, list(model.discriminator.parameters())
     precision = torch.autocast(real.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
-    z = prior(len(real), model.latent_scale, rng)  # line 1
-    s = model.latent_scale.scale()  # line 2
+    z, s = prior(len(real), model.latent_scale, rng), model.latent_scale.scale()  # lines 1, 2
     with precision:
         fake = generator(z * s)
         image = fake.detach().requires_grad_()  # a leaf: D's gradients to the image and to its weights come apart here
@@ -180,7 +179,7 @@ def train_step(
 
     r1 = bool(penalty_weight) and loss != "wgan-gp"
     with contextlib.nullcontext() if r1 else precision:
-        logits_real = discriminator(real.requires_grad_(r1))[0].float()  # line 5
+        logits_real = discriminator(real := real.detach().requires_grad_(r1))[0].float()  # line 5
     loss_d_real = real_loss(logits_real).mean()  # line 6, real images
     penalty = torch.zeros_like(loss_d_real)
     if r1:
@@ -296,7 +295,7 @@ class SynthesisBlock(nn.Module):
         self.to_rgb = ToRGB(c_out, image_channels, w_dim)
     def forward(self, x: Tensor, image: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         x = self.conv(self.up(x, w), w)
-        image = F.interpolate(image, scale_factor=2, mode="bilinear")  # this is the [1, 3, 3, 1] filter, too
+        image = F.interpolate(image, scale_factor=2, mode="bilinear")  # [1, 3, 3, 1] again, but at the border
         return x, image + self.to_rgb(x, w)
 
 class Generator(nn.Module):
@@ -402,21 +401,22 @@ class Config:
     threads: int = option(0, "CPU threads (default: PyTorch's choice)")
     out: str = option("", "folder of the run (default: runs/PRESET, numbered when taken)")
     def check(self) -> None:
-        """Raises UserError on the first setting that cannot work."""
+        """Raises UserError on the first setting that cannot work, and fills in the default of data_dir."""
         for name, known in (("dataset", LOADERS), ("loss", LOSSES), ("scale_rule", ("ema", "sma"))):
             if getattr(self, name) not in known:
                 raise UserError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}: choose {', '.join(known)}")
         for field in dataclasses.fields(self):
             least = 0 if field.name in ("encoder_weight", "r1_gamma", "threads", "seed") else 1e-12
-            if field.type in ("int", "float") and not least <= (value := getattr(self, field.name)) < 2**63:
-                raise UserError(f"--{field.name.replace('_', '-')} {value} is out of range: it must be positive")
+            if field.type in ("int", "float") and not least <= (value := getattr(self, field.name)) < 2**31:
+                raise UserError(f"--{field.name.replace('_', '-')} {value} is out of range")
         if self.resolution not in (8, 16, 32, 64, 128, 256, 512, 1024):
             raise UserError(f"--resolution {self.resolution} is not a power of two from 8 to 1024")
+        self.data_dir = self.data_dir or f"data/{self.dataset}"
 
 PRESETS = {
     "cartoon": {},
     "mnist": {"dataset": "mnist", "batch_size": 16, "encoder_weight": 3.0, "r1_gamma": 5.0, "lr": 2e-3, "images": 70_000},
-    "celeba64": {"dataset": "celeba", "resolution": 64, "width": 0.25, "latent_dim": 64, "batch_size": 16, "lr": 2e-3,
+    "celeba64": {"dataset": "celeba", "resolution": 64, "width": 0.125, "latent_dim": 64, "batch_size": 16, "lr": 2e-3,
                  "r1_gamma": 3.0, "images": 400_000, "flip": True},
     "celeba": {"dataset": "celeba", "resolution": 128, "width": 1.0, "latent_dim": 512, "mapping_layers": 8,
                "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": 0.98**50, "encoder_weight": 1.0,
@@ -538,20 +538,20 @@ def read_table(path: Path, known: set[int]) -> dict[str, list[int]]:
 def load_celeba(config: Config) -> tuple[np.ndarray, np.ndarray]:
     """The official layout, or any subset of its images; partition 2 is the test set."""
     root, folder = Path(config.data_dir), Path(config.data_dir) / "img_align_celeba"
-    if not (present := {path.name for path in list_images(folder)}):
+    if not (present := {path.name: path for path in list_images(folder)}):
         raise UserError(f"no {folder}/000001.jpg or other image: from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html get "
                         f"img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt, and unpack them in {root}")
     partition = read_table(root / "list_eval_partition.txt", {0, 1, 2})
-    names, attributes = sorted(present & partition.keys()), root / "list_attr_celeba.txt"
+    names, attributes = sorted(present.keys() & partition.keys()), root / "list_attr_celeba.txt"
     print(f"celeba: {len(names):,} of the {len(partition):,} listed images are present")
     if attributes.exists() and (missing := set(names) - read_table(attributes, {-1, 1}).keys()):
         raise UserError(f"{attributes} does not match the images: no row for {min(missing)}, {len(missing)} in all")
-    train, test = ([folder / n for n in names if (partition[n] == [2]) == is_test] for is_test in (False, True))
+    train, test = ([present[n] for n in names if (partition[n] == [2]) == is_test] for is_test in (False, True))
     return decode_split(train, test, config)
 
 def list_images(folder: Path) -> list[Path]:
     endings = ".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split()
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.name[0] != ".")
 
 def load_folder(config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Every readable image below a folder; the last 5% of a fixed random order are the test set."""
@@ -621,8 +621,8 @@ def to_uint8(x: Tensor) -> Tensor:
 
 def to_float(x: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """uint8 [B, C, H, W] -> float32 in [-1, 1] on the device, channels last in memory."""
-    x = torch.from_numpy(np.array(x))
-    x = (x.pin_memory() if torch.device(device).type == "cuda" else x).to(device, non_blocking=True)
+    x, cuda = torch.from_numpy(np.array(x)), torch.device(device).type == "cuda"
+    x = x.pin_memory().to(device, non_blocking=True) if cuda else x.to(device)  # (on MPS, non_blocking can corrupt data)
     return x.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
 
 def batches(images: np.ndarray, batch_size: int, seed: int, step: int, flip: bool) -> Iterator[np.ndarray]:
@@ -652,7 +652,7 @@ METRICS = {  # every field of metrics.jsonl; those from "l_enc" on stand only in
     "penalty": "R1 or WGAN-GP penalty times its weight",
     "logits_real": "mean logit of real images",
     "logits_fake": "mean logit of generated images",
-    "z_hat_mean": "mean over dimensions of |batch mean of z_hat|: near 0 for a good encoder",
+    "z_hat_mean": "mean over dimensions of |batch mean of z_hat|; chance alone gives a good encoder 0.8 sqrt(v / batch)",
     "active_train": "number of v_i > 1/2 in the running average v",
     "entropy_train": "differential entropy of z * s, in nats",
     "effective_train": "effective dimensions (sum s^2)^2 / sum s^4",
@@ -720,7 +720,7 @@ def grid(rows: Iterable[Tensor]) -> np.ndarray:
 def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: str) -> None:
     """The figure to look at first: samples, reconstructions, the spectrum of v, and curves from metrics.jsonl."""
     from matplotlib.figure import Figure
-    samples = torch.cat([model.sample(8, seed).cpu() for seed in range(8)])
+    samples = torch.cat([model.sample(8, seed).cpu().clamp(-1, 1) for seed in range(8)])
     lines = [line for line in history if "l_enc" in line]
     last, panels = lines[-1], [("samples", samples.split(8))]
     for name, x in (("generated", samples), ("test", test)):
@@ -780,7 +780,7 @@ def read_checkpoint(path: str | Path) -> tuple[Config, dict]:
     config.check()
     return config, state
 
-def load(checkpoint: str | Path, device: str = "auto") -> DLSGAN:
+def load(checkpoint: str | Path, device: str = "cpu") -> DLSGAN:
     """The trained model (averaged weights) of a checkpoint file or a run's folder, ready to encode and decode."""
     config, state = read_checkpoint(checkpoint)
     model = build(config)
@@ -806,11 +806,13 @@ def keep_memory() -> None:
         libc.mallopt(-4, 0), libc.mallopt(-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
 
 def train(config: Config, resume: bool = False, stop: threading.Event | None = None) -> Iterator[dict]:
-    """Trains and yields lines of METRICS, about 200, eight of them with an evaluation. Writes checkpoint.pt,
+    """Trains and yields lines of METRICS every 50 steps or sooner, some with an evaluation. Writes checkpoint.pt,
     metrics.jsonl and report.png to config.out, if set. resume: go on from the checkpoint there; on the same CPU and thread
     count the result is that of an uninterrupted run to the bit. stop: an event; once it is set, the loop saves and ends."""
     c, device, out = config, pick_device(config.device), Path(config.out) if config.out else None
     c.check()
+    if out and not resume and any(out.glob("checkpoint*.pt")):
+        raise UserError(f"{out} already holds a run: --resume {out} goes on with it, --out names another")
     keep_memory()
     torch.set_num_threads(c.threads or torch.get_num_threads())
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA, no effect on a CPU
@@ -833,12 +835,12 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
     history = open_metrics(out / "metrics.jsonl", step * c.batch_size) if out else []
     test = to_float(test_images[:EVALUATED])
     stream = batches(train_images, c.batch_size, c.seed, step, c.flip)
-    weights, averages = ([*m.generator.parameters(), *m.discriminator.parameters()] for m in (model, average))
+    weights, averages = ([p.detach() for p in m.parameters()] for m in (model, average))  # detached: no graph may grow
     steps = math.ceil(c.images / c.batch_size)
-    log_every, evaluate_every = min(50, max(1, steps // 200)), max(50, steps // 8)
+    log_every, evaluate_every = min(50, max(1, steps // 200)), max(50, min(2000, -(-steps // 8)))
     penalty_every = 1 if c.loss == "wgan-gp" else 16
     logged = saved = time.perf_counter()
-    started, step_saved = logged - seconds, step
+    started, step_saved, step_timed = logged - seconds, step, step
     def save() -> None:
         state = {name: x.state_dict() for name, x in stateful.items()} | {"format": FORMAT, "config": dataclasses.asdict(c)}
         state |= {"step": step, "step_logged": step_logged, "totals": totals, "rng": rng.get_state()}
@@ -855,13 +857,13 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
         step += 1
         if step % log_every and step % evaluate_every and step not in (1, 2, 4, 8, 16, steps):
             continue
-        now, since, step_logged = time.perf_counter(), step - step_logged, step
-        line = {"images": step * c.batch_size, "seconds": round(now - started, 2), "lr": lr}
-        line["images_per_second"] = round(since * c.batch_size / (now - logged), 2)
-        line |= {key: value.item() / since for key, value in totals.items()}
+        line = {key: value.item() / (step - step_logged) for key, value in totals.items()}
+        now, step_logged = time.perf_counter(), step  # after .item() has waited for the device
+        line |= {"images": step * c.batch_size, "seconds": round(now - started, 2), "lr": lr}
+        line["images_per_second"] = round((step - step_timed) * c.batch_size / (now - logged), 2)
         line |= {f"{key}_train": value.item() for key, value in model.latent_scale.measures().items()}
         if bad := [key for key in line if not math.isfinite(line[key])]:
-            raise UserError(f"{bad[0]} became {line[bad[0]]} after {line['images']:,} images; the last checkpoint is kept: "
+            raise UserError(f"{bad[0]} became {line[bad[0]]} after {line['images']:,} images; a checkpoint before is kept: "
                             "try a smaller --lr or a larger --r1-gamma")
         totals = {}
         history.append(line)
@@ -877,8 +879,8 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
                 save()
                 saved, step_saved = now, step
         yield line
-        logged = time.perf_counter()
-    if out and step != step_saved:
+        logged, step_timed = time.perf_counter(), step
+    if out and step != step_saved and all(math.isfinite(value) for value in totals.values()):
         save()
 
 # Command line
@@ -894,7 +896,7 @@ def reconstruct_photos(photos: list[str], checkpoint: str, out: Path) -> None:
             x = to_float(read_image(Path(photo), config)[None])
         z = model.encode(x)
         y, distance = model.decode(z).clamp(-1, 1), (z[0].square() / v)[live].mean()
-        path = out / f"{Path(photo).stem}-reconstruction.png"
+        path = out / f"{Path(photo).name}-reconstruction.png"
         with explain(f"cannot write {path}"):
             out.mkdir(parents=True, exist_ok=True)
             Image.fromarray(grid([torch.cat([x, y])])).save(path)
@@ -930,12 +932,9 @@ def configure(given: dict) -> Config:
     preset = given.pop("preset", dataset or "cartoon")
     config = Config(**PRESETS[preset] | given | ({"dataset": dataset} if dataset else {}))
     config.check()
-    config.data_dir = config.data_dir or f"data/{config.dataset}"
     if not config.out:
         base = f"runs/{preset}" + ("" if config.latent_scale else "-no-scale")
         config.out = next(r for i in range(1, 10**6) if not Path(r := base if i == 1 else f"{base}-{i}").exists())
-    if any(Path(config.out).glob("checkpoint*.pt")):
-        raise UserError(f"{config.out} already holds a run: --resume {config.out} goes on with it, --out names another")
     return config
 
 def run(config: Config, resume: bool) -> None:
@@ -943,20 +942,21 @@ def run(config: Config, resume: bool) -> None:
     stop, measured, config.device = threading.Event(), {}, str(pick_device(config.device))
     print("settings: " + " ".join(f"{key}={value}" for key, value in dataclasses.asdict(config).items() if value != ""))
     for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop.set())
+        signal.signal(name, lambda number, _: (stop.set(), signal.signal(number, signal.SIG_DFL)))  # a second one kills
     with tqdm(total=config.images, unit=" images", unit_scale=True, smoothing=0.1, delay=0.01) as bar:
         for i, line in enumerate(train(config, resume, stop)):
             if i == 4:
                 hours = (config.images - line["images"]) / line["images_per_second"] / 3600
                 left = f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.1f} hours = {hours / 24:.1f} days"
                 tqdm.write(f"{line['images_per_second']:.1f} images/s on this device: about {left} for this run")
+            bar.set_postfix_str(f"L_enc {line['l_enc_train']:.3f}, {line['active_train']} active", refresh=False)
             bar.update(min(line["images"], config.images) - bar.n)
-            bar.set_postfix_str(f"L_enc {line['l_enc_train']:.3f}, {line['active_train']} active")
             measured = line if "l_enc" in line else measured
-    for key in [key for key in measured if key != "v"]:
-        print(f"{key:18}{measured[key]:14,.3f}   {METRICS.get(key) or METRICS[key.split('_')[0] + '_*']}")
-    how = f"stopped and saved; go on with: python {sys.argv[0]} --resume {config.out}" if stop.is_set() else "finished"
-    print(f"{how}; in {config.out}: report.png, checkpoint.pt, metrics.jsonl")
+    for key, value in ((key, measured[key]) for key in measured if key != "v"):
+        number = format(value, "," if isinstance(value, int) else ".4f")
+        print(f"{key:18}{number:>12}   {METRICS.get(key) or METRICS[key.split('_')[0] + '_*']}")
+    how = f"stopped; go on with: python {sys.argv[0]} --resume {config.out}" if stop.is_set() else "finished"
+    print(f"{how}; in {config.out}: {', '.join(sorted(file.name for file in Path(config.out).glob('*.*')))}")
 
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
@@ -966,7 +966,7 @@ def main(arguments: list[str] | None = None) -> int:
         if "reconstruct" in given:
             reconstruct_photos(given["reconstruct"], given["checkpoint"], Path(given.get("out", ".")))
         elif folder := given.pop("resume", None):
-            if own := given.keys() - {"images", "device", "threads"}:
+            if own := given.keys() - {"images", "device", "threads", "data_dir"}:
                 raise UserError(f"--resume keeps the settings of {folder}: leave out --{min(own).replace('_', '-')}")
             run(dataclasses.replace(read_checkpoint(folder)[0], out=folder, **given), resume=True)
         else:
