@@ -387,7 +387,7 @@ class Config:
     batch_size: int = option(8, "real images a step")
     images: int = option(32_000, "budget: real images seen in training")
     lr: float = option(3e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
-    lr_final: float = option(0.1, "the learning rate falls exponentially to this factor at the end of the budget")
+    lr_final: float = option(0.5, "the learning rate falls exponentially to this factor at the end of the budget")
     loss: str = option("nsgan", f"adversarial loss: {', '.join(LOSSES)}")
     encoder_weight: float = option(10.0, "lambda, the weight of L_enc in both losses")
     r1_gamma: float = option(2.0, "gamma: gamma / 2 weighs R1 (or the penalty of wgan-gp)")
@@ -417,7 +417,7 @@ PRESETS = {
     "cartoon": {},
     "mnist": {"dataset": "mnist", "batch_size": 16, "encoder_weight": 3.0, "r1_gamma": 5.0, "lr": 2e-3, "images": 70_000},
     "celeba64": {"dataset": "celeba", "resolution": 64, "width": 0.125, "latent_dim": 64, "batch_size": 16, "lr": 2e-3,
-                 "r1_gamma": 3.0, "images": 400_000, "flip": True},
+                 "lr_final": 0.1, "r1_gamma": 3.0, "images": 400_000, "flip": True},
     "celeba": {"dataset": "celeba", "resolution": 128, "width": 1.0, "latent_dim": 512, "mapping_layers": 8,
                "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": 0.98**50, "encoder_weight": 1.0,
                "r1_gamma": 20.0, "scale_rule": "sma", "scale_window": 512, "head_scale": 1.0},

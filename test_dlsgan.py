@@ -762,7 +762,7 @@ def test_a_few_real_training_steps_on_each_data_set(dataset, capsys):
     assert dlsgan.main(["--dataset", name, *small]) == 0
     printed = capsys.readouterr().out
     assert "images/s on this device" not in printed or "minutes" in printed
-    assert "L_enc of the averaged networks" in printed and f"in runs/{dataset}: report.png" in printed
+    assert "L_enc of the averaged networks" in printed and f"in runs/{dataset}: checkpoint.pt, metrics" in printed
     model = dlsgan.load(f"runs/{dataset}")
     x = model.sample(3)
     assert x.shape == (3, 1 if dataset == "mnist" else 3, 16, 16) and x.isfinite().all()
