@@ -257,8 +257,8 @@ def test_the_scale_finds_the_two_dimensions_of_a_planar_ring(seed):
     l_enc, active = train_ring(seed, enabled=True)
     l_enc_without, _ = train_ring(seed, enabled=False)
     assert active == 2
-    assert l_enc < 0.25
-    assert l_enc_without > 0.5
+    assert l_enc < 0.12  # measured: 0.02 to 0.03
+    assert l_enc_without > 0.55  # measured: 0.68 to 0.72
 
 
 # ---- Part II: the networks -------------------------------------------------------------------------------------------

@@ -151,8 +151,8 @@ def draw(closed: np.ndarray, trace: list[float], paths: dict, path: Path) -> Non
         right.axhline(closed[i], color=colour, linestyle="--", linewidth=0.8)
     for style, name in (("-", "learned encoder, ema"), (":", "learned encoder, sma"), ("--", "water-filling")):
         right.plot([], [], style, color="0.3", label=name)
-    right.set(xlabel="training step", ylabel="s_i^2", title="learned scale of 8 channels over the closed form")
-    right.legend(frameon=False, loc="upper right")
+    right.set(xlabel="training step", ylabel="power s_i^2", title="learned scale of 8 channels over the closed form")
+    right.legend(frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.35))
     figure.savefig(path, dpi=130)
 
 
