@@ -1,6 +1,6 @@
 """Keeps the measures of finished runs as small JSON files, and prints them as the table of the README.
 
-    python -m toy_experiments.results add runs/cartoon "python dlsgan.py"     keeps toy_experiments/results/cartoon.json
+    python -m toy_experiments.results add runs/cartoon "python dlsgan.py"     keeps toy_experiments/results/runs/cartoon.json
     python -m toy_experiments.results table                                   prints the table in Markdown
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import dlsgan
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parent / "results" / "runs"
 COLUMNS = {
     "L_enc": ("l_enc", ".2f"),
     "active": ("active", "d"),
@@ -38,7 +38,7 @@ def processor() -> str:
 
 
 def add(run: str, command: str) -> Path:
-    """Writes results/NAME.json from the last evaluation of a run; NAME is that of the run's folder."""
+    """Writes results/runs/NAME.json from the last evaluation of a run; NAME is that of the run's folder."""
     config, _ = dlsgan.read_checkpoint(run)
     lines = [json.loads(text) for text in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if "l_enc" in line][-1]
@@ -46,7 +46,7 @@ def add(run: str, command: str) -> Path:
     result = {"command": command, "machine": processor(), "minutes": round(last["seconds"] / 60, 2)}
     result |= {"latent_dim": config.latent_dim, "settings": settings, "measures": last}
     path = FOLDER / f"{Path(run).resolve().name}.json"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
 
