@@ -419,7 +419,7 @@ PRESETS = {
     "celeba64": {"dataset": "celeba", "resolution": 64, "width": 0.125, "latent_dim": 64, "batch_size": 16, "lr": 2e-3,
                  "lr_final": 0.1, "r1_gamma": 3.0, "images": 400_000, "flip": True},
     "celeba": {"dataset": "celeba", "resolution": 128, "width": 1.0, "latent_dim": 512, "mapping_layers": 8,
-               "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": 0.98**50, "encoder_weight": 1.0,
+               "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": round(0.98**50, 4), "encoder_weight": 1.0,
                "r1_gamma": 20.0, "scale_rule": "sma", "scale_window": 512, "head_scale": 1.0},
 }
 PRESETS["folder"] = {**PRESETS["celeba64"], "dataset": "folder"}
@@ -908,18 +908,18 @@ def parse(arguments: list[str] | None) -> dict:
     parser = argparse.ArgumentParser(
         description="Trains a Dynamic Latent Scale GAN, or reconstructs photos with a trained one.",
         epilog="presets, as changes from the defaults:\n" + "\n".join(f"  {n:9} {text}" for n, text in changes.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS, usage="%(prog)s [options]",
     )
+    switch = argparse.BooleanOptionalAction
     parser.add_argument("--preset", choices=PRESETS, help="settings to start from (default: named as the data set)")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its own settings")
     parser.add_argument("--reconstruct", metavar="PHOTO", nargs="+", help="write photos beside their reconstructions")
     parser.add_argument("--checkpoint", metavar="FILE", help="for --reconstruct: a checkpoint, or the folder of a run")
     for field in dataclasses.fields(Config):
-        text, switch = field.metadata["help"], isinstance(field.default, bool)
-        text += f" (default: {field.default})" if field.default or switch else ""
-        kind = {"action": argparse.BooleanOptionalAction} if switch else {"type": type(field.default)}
-        parser.add_argument("--" + field.name.replace("_", "-"), help=text, **kind)
+        text, kind = field.metadata["help"], type(field.default)
+        text += f" (default: {field.default})" if field.default != "" and field.name != "threads" else ""
+        how = {"type": kind, "metavar": kind.__name__.upper()} if kind is not bool else {"action": switch}
+        parser.add_argument("--" + field.name.replace("_", "-"), help=text, **how)
     return vars(parser.parse_args(arguments))
 
 def configure(given: dict) -> Config:
