@@ -28,7 +28,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
 import dlsgan
-from toy_experiments import linear_gaussian, measures, results
+from toy_experiments import linear_gaussian, measures, results, two_dimensional
 
 ROOT = Path(__file__).parent
 REPORT = dlsgan.report
@@ -228,37 +228,22 @@ def test_decoding_always_scales():
     assert not torch.equal(model.sample(3, seed=5), model.sample(3, seed=6))
 
 
-def train_ring(seed, enabled, steps=750):
-    """Eight Gaussians on a ring through train_step, d = 8: two dimensions suffice."""
-    torch.manual_seed(seed)
-
-    class Heads(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Sequential(nn.Linear(2, 96), nn.LeakyReLU(0.2), nn.Linear(96, 96), nn.LeakyReLU(0.2))
-            self.head = nn.Linear(96, 9)
-
-        def forward(self, x):
-            out = self.head(self.body(x))
-            return out[:, 0], out[:, 1:]
-
-    layers = [nn.Linear(8, 96), nn.LeakyReLU(0.2), nn.Linear(96, 96), nn.LeakyReLU(0.2), nn.Linear(96, 2)]
-    model = dlsgan.DLSGAN(nn.Sequential(*layers), Heads(), dlsgan.LatentScale(8, window=100, enabled=enabled))
-    optimizers, rng = dlsgan.make_optimizers(model, 2e-3), torch.Generator().manual_seed(seed)
-    for step in range(steps):
-        angle = torch.randint(8, (256,), generator=rng) * (2 * math.pi / 8)
-        real = torch.stack((angle.cos(), angle.sin()), 1) + 0.05 * torch.randn(256, 2, generator=rng)
-        scalars = dlsgan.train_step(model, optimizers, real, rng, penalty_weight=0.0 if step % 4 else 2.0)
-    return scalars["l_enc_train"].item(), int(model.latent_scale.measures()["active"])
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_the_scale_finds_the_two_dimensions_of_a_planar_ring(seed):
-    l_enc, active = train_ring(seed, enabled=True)
-    l_enc_without, _ = train_ring(seed, enabled=False)
-    assert active == 2
-    assert l_enc < 0.12  # measured: 0.02 to 0.03
-    assert l_enc_without > 0.55  # measured: 0.68 to 0.72
+    found, lost = (two_dimensional.train("ring", seed, scale, steps=800) for scale in (True, False))
+    found, lost = (two_dimensional.measure(model, model.discriminator) for model in (found, lost))
+    assert found["live"] == 2
+    assert found["l_enc"] < 0.12  # measured: 0.01 to 0.03
+    assert lost["l_enc"] > 0.55  # measured: 0.66 to 0.72
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", two_dimensional.PLANAR)
+@pytest.mark.parametrize("seed", range(3))
+def test_two_live_dimensions_on_planar_data(name, seed):
+    result, _ = two_dimensional.run(name, seed)
+    assert result["with scale"]["live"] == 2 and result["with scale"]["l_enc"] <= 0.12
+    assert result["without scale"]["l_enc"] >= 0.55 and result["encoder afterwards"]["l_enc"] >= 0.55
 
 
 # ---- Part II: the networks -------------------------------------------------------------------------------------------
@@ -689,6 +674,17 @@ def test_linear_gaussian_claims():
     fixed, moved = result["correlated"].values()
     assert fixed["effective_dimensions"] > 4 and fixed["l_enc"] > 0.5  # the fixed point of a fixed, correlated A
     assert moved["effective_dimensions"] < 2.1 and moved["l_enc"] < 0.05  # and what is left when A moves
+
+
+@pytest.mark.parametrize("name", [*two_dimensional.PLANAR, "curve"])
+def test_planar_data_has_the_stated_shape(name):
+    x = two_dimensional.draw_data(name, 4000, torch.Generator().manual_seed(0))
+    assert x.shape == (4000, 2) and x.isfinite().all() and (x.std(0) > 0.4).all() and (x.std(0) < 1.3).all()
+    if name == "gaussian":
+        assert np.corrcoef(x.T.numpy())[0, 1] == pytest.approx(0.8, abs=0.03)
+    if name == "checkerboard":  # squares of one colour only
+        square = (x / 0.8 + 2).floor().long()
+        assert (square.sum(1) % 2 == 0).all() and square.min() == 0 and square.max() == 3
 
 
 def test_water_filling_against_its_conditions():
