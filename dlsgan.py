@@ -740,7 +740,7 @@ def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: 
     spectrum.set(xlabel="latent dimension, sorted", ylabel="v: variance the encoder recovers", ylim=(0, 1.1))
     spectrum.set_title(f"{last['active']} of {len(last['v'])} dimensions active (v > 1/2)", fontsize=10)
     for axis, unit, keys in (
-        (curves[0], "no unit", {"l_enc": "L_enc", "spread": "spread, generated / real"}),
+        (curves[0], "L_enc; spread", {"l_enc": "L_enc", "spread": "spread, generated / real"}),
         (curves[1], "dB above the mean image", {"gain_generated": "generated images", "gain_test": "test images"}),
     ):
         for (key, label), style in zip(keys.items(), ("-", "--"), strict=True):

@@ -231,7 +231,7 @@ def test_decoding_always_scales():
 @pytest.mark.parametrize("seed", range(3))
 def test_the_scale_finds_the_two_dimensions_of_a_planar_ring(seed):
     found, lost = (two_dimensional.train("ring", seed, scale, steps=800) for scale in (True, False))
-    found, lost = (two_dimensional.measure(model, model.discriminator) for model in (found, lost))
+    found, lost = (two_dimensional.measure(model, model.discriminator, "ring") for model in (found, lost))
     assert found["live"] == 2
     assert found["l_enc"] < 0.12  # measured: 0.01 to 0.03
     assert lost["l_enc"] > 0.55  # measured: 0.66 to 0.72

@@ -11,7 +11,7 @@ just off the curve, where the encoder reads it and the discriminator hardly sees
     python -m toy_experiments.two_dimensional       about 4 minutes on one core; draws results/two_dimensional.png
 
 Expected printout, a line a data set and seed (the numbers vary a little with the machine):
-    ring, seed 0: 2 live, L_enc 0.02; without scale 0.69; encoder trained afterwards 0.66
+    ring, seed 0: 2 live, L_enc 0.01; without scale 0.67; encoder trained afterwards 0.66; ...
 """
 
 import argparse
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import dlsgan
+from toy_experiments.measures import sliced_wasserstein
 
 RESULTS = Path(__file__).parent / "results"
 D = 8  # latent dimensions
@@ -97,13 +98,15 @@ def encoder_afterwards(model: dlsgan.DLSGAN, seed: int, steps: int = 1000) -> nn
 
 
 @torch.no_grad()
-def measure(model: dlsgan.DLSGAN, encoder: nn.Module, n: int = 20_000) -> dict:
-    """L_enc, v and the number of live dimensions, on fresh latent vectors."""
+def measure(model: dlsgan.DLSGAN, encoder: nn.Module, name: str, n: int = 20_000) -> dict:
+    """L_enc, v and the number of live dimensions, on fresh latent vectors, and how far the samples lie from the data."""
     z = dlsgan.prior(n, model.latent_scale, torch.Generator().manual_seed(1))
     z_hat = encoder(model.decode(z))[1]
     v = z_hat.square().mean(0)
     l_enc = dlsgan.encoder_loss(z, z_hat, model.latent_scale.scale()).item()
-    return {"l_enc": l_enc, "live": int((v > 0.5).sum()), "v": sorted((round(x, 3) for x in v.tolist()), reverse=True)}
+    distance = sliced_wasserstein(model.decode(z), draw_data(name, n, torch.Generator().manual_seed(2)), projections=32)
+    spectrum = sorted((round(x, 3) for x in v.tolist()), reverse=True)
+    return {"l_enc": l_enc, "live": int((v > 0.5).sum()), "v": spectrum, "distance_of_samples": round(distance, 4)}
 
 
 def run(name: str, seed: int, steps: int = 1000) -> tuple[dict, dict]:
@@ -112,10 +115,11 @@ def run(name: str, seed: int, steps: int = 1000) -> tuple[dict, dict]:
     encoders = {key: model.discriminator for key, model in models.items()}
     models["encoder afterwards"] = models["without scale"]
     encoders["encoder afterwards"] = encoder_afterwards(models["without scale"], seed, steps)
-    result = {key: measure(models[key], encoders[key]) for key in models}
+    result = {key: measure(models[key], encoders[key], name) for key in models}
     found, lost, late = result.values()
+    distances = f"{found['distance_of_samples']:.2f} with, {lost['distance_of_samples']:.2f} without scale"
     print(f"{name}, seed {seed}: {found['live']} live, L_enc {found['l_enc']:.2f}; without scale {lost['l_enc']:.2f}; "
-          f"encoder trained afterwards {late['l_enc']:.2f}", flush=True)  # fmt: skip
+          f"encoder trained afterwards {late['l_enc']:.2f}; distance of samples from the data {distances}", flush=True)
     return result, models
 
 
@@ -144,6 +148,7 @@ def latent_lines(model: dlsgan.DLSGAN, first: int, second: int) -> list[np.ndarr
     return lines
 
 
+@torch.no_grad()
 def draw(pictures: dict, path: Path) -> None:
     """Rows: data sets. Columns: data; latent grids with and without scale; v of all three ways."""
     from matplotlib.figure import Figure
@@ -156,7 +161,7 @@ def draw(pictures: dict, path: Path) -> None:
         row[0].set_ylabel(name)
         for axis, key in zip(row[1:3], ("with scale", "without scale"), strict=True):
             order = models[key].discriminator(models[key].sample(2000))[1].square().mean(0).argsort(descending=True)
-            axis.scatter(*points.T, s=1, color="0.85", linewidths=0)
+            axis.scatter(*models[key].sample(2000).numpy().T, s=2, color="#edae49", linewidths=0)
             for i, line in enumerate(latent_lines(models[key], int(order[0]), int(order[1]))):
                 axis.plot(*line.T, linewidth=0.8, color="#d1495b" if i < 9 else "#30638e")
         for axis in row[:3]:
@@ -164,11 +169,11 @@ def draw(pictures: dict, path: Path) -> None:
         for key, marker in zip(result, "os^", strict=True):
             row[3].plot(range(1, D + 1), result[key]["v"], marker, label=f"{key}: L_enc {result[key]['l_enc']:.2f}")
         row[3].axhline(0.5, color="0.6", linestyle="--", linewidth=0.8)
-        row[3].set(ylim=(-0.03, 1.03), ylabel="v")
-        row[3].legend(frameon=False, fontsize=8)
-    for axis, title in zip(rows[0], ("data", "latent grid, with scale", "latent grid, without", "v, sorted"), strict=True):
+        row[3].set(ylim=(-0.05, 1.45), yticks=(0, 0.5, 1), ylabel="v")
+        row[3].legend(frameon=False, fontsize=8, loc="upper right")
+    for axis, title in zip(rows[0], ("data", "samples, latent grid, with scale", "without scale", "v, sorted"), strict=True):
         axis.set_title(title, fontsize=10)
-    rows[-1][3].set_xlabel("latent dimension (guide for L_enc without scale: 1 - 2/8 = 0.75)", fontsize=8)
+    rows[-1][3].set_xlabel("latent dimension; guide for L_enc: 1 - 2/8 = 0.75", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
