@@ -43,6 +43,7 @@ def isolated(tmp_path, monkeypatch):
     monkeypatch.setattr(dlsgan, "EVALUATED", 24)
     monkeypatch.setattr(dlsgan, "report", lambda *arguments: None)  # slow; drawn in one test and by the subprocesses
     monkeypatch.setitem(dlsgan.LOADERS, "cartoon", small_cartoon)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
 
 
