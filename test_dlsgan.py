@@ -1030,7 +1030,7 @@ def test_the_readme_commands_and_example():
     flag_names |= {"--no-latent-scale", "--preset", "--resume", "--reconstruct", "--checkpoint"}
     for line in shell:
         if "dlsgan.py" in line:
-            assert {word for word in shlex.split(line) if word.startswith("--")} <= flag_names, line
+            assert {word for word in shlex.split(line, comments=True) if word.startswith("--")} <= flag_names, line
     assert shell[0].endswith("dlsgan.py") and shell[1].endswith("-m pytest")
     assert shell[1] in (ROOT / ".ci" / "run").read_text().splitlines()  # CI runs what the reader runs
     list(dlsgan.train(tiny(out="runs/cartoon")))

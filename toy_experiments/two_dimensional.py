@@ -5,8 +5,12 @@ with two live dimensions (v > 1/2) and a small L_enc. Without it the generator s
 the encoder can recover about two of eight parts, and L_enc stays near 1 - k/d = 0.75 (k = 2; a guide, not a bound: maps
 that are not linear can do a little better). An encoder that is trained afterwards on the frozen generator, the usual way to
 invert a GAN, ends there, too: what the generator has lost no later encoder finds.
-On an open curve one number is enough, yet more than one dimension can stay alive: the generator can put a second latent
-just off the curve, where the encoder reads it and the discriminator hardly sees it.
+On an open curve one number is enough, yet two dimensions stay alive: the generator can put a second latent just off the
+curve, where the encoder reads it and the discriminator hardly sees it.
+
+Limits. After 1,000 steps none of the generators shows the clusters or the thickness of the data: the samples (yellow) are
+too smooth, about equally with and without scale, as their sliced Wasserstein distance from the data says. And v can lie
+above 1, which no optimal encoder's does: this one chases a moving generator. The claim is about the latent vector alone.
 
     python -m toy_experiments.two_dimensional       about 4 minutes on one core; draws results/two_dimensional.png
 
