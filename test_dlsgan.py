@@ -1033,7 +1033,7 @@ def test_the_readme_commands_and_example():
             assert {word for word in shlex.split(line, comments=True) if word.startswith("--")} <= flag_names, line
     assert shell[0].endswith("dlsgan.py") and shell[1].endswith("-m pytest")
     assert shell[1] in (ROOT / ".ci" / "run").read_text().splitlines()  # CI runs what the reader runs
-    list(dlsgan.train(tiny(out="runs/cartoon")))
+    list(dlsgan.train(tiny(resolution=32, out="runs/cartoon")))
     for kind, block in blocks:
         if kind == "python":
             exec(compile(block, "README.md", "exec"), {})
