@@ -169,7 +169,7 @@ def train_step(
     with precision:
         fake = generator(z * s)
         image = fake.detach().requires_grad_()  # a leaf: D's gradients to the image and to its weights come apart here
-        logits_fake, z_hat = (out.float() for out in discriminator(image))  # line 3
+        logits_fake, z_hat = (out.to(real.dtype) for out in discriminator(image))  # line 3
     l_enc = encoder_loss(z, z_hat, s)  # line 4
     loss_g = generator_loss(logits_fake).mean() + encoder_weight * l_enc  # line 7
     loss_d_fake = fake_loss(logits_fake).mean() + encoder_weight * l_enc  # line 6, generated images
@@ -179,7 +179,7 @@ def train_step(
 
     r1 = bool(penalty_weight) and loss != "wgan-gp"
     with contextlib.nullcontext() if r1 else precision:
-        logits_real = discriminator(real := real.detach().requires_grad_(r1))[0].float()  # line 5
+        logits_real = discriminator(real := real.detach().requires_grad_(r1))[0].to(real.dtype)  # line 5
     loss_d_real = real_loss(logits_real).mean()  # line 6, real images
     penalty = torch.zeros_like(loss_d_real)
     if r1:
@@ -318,7 +318,7 @@ class Generator(nn.Module):
         image = self.to_rgb(x, w)
         for block in self.blocks:
             x, image = block(x, image, w)
-        return image.float()
+        return image.to(self.constant.dtype)
 
 class DiscriminatorBlock(nn.Module):
     """Residual block that halves the resolution: [B, c_in, H, W] -> [B, c_out, H/2, W/2]."""

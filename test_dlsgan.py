@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import dlsgan
-from toy_experiments import linear_gaussian, measures, results, two_dimensional
+from toy_experiments import linear_gaussian, measures, naive, results, speed, two_dimensional
 
 ROOT = Path(__file__).parent
 REPORT = dlsgan.report
@@ -699,6 +700,77 @@ def test_water_filling_against_its_conditions():
 def test_learned_linear_scale_within_two_percent():
     result = linear_gaussian.main(figure=False)
     assert result["learned_error_ema"] < 0.02 and result["learned_error_sma"] < 0.02
+
+
+# ---- Speed -----------------------------------------------------------------------------------------------------------
+
+def gradients_of_a_step(levers, penalty_weight=4.0):
+    """What one training step in float64 with plain gradient descent changes, with the named shortcuts switched off."""
+    torch.manual_seed(0)
+    config = dlsgan.Config(resolution=32, width=0.0625, latent_dim=8, mapping_layers=2)
+    with naive.without(levers):
+        model = dlsgan.build(config).double().to(memory_format=torch.channels_last)
+        naive.change_model(model, levers)
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizers = [torch.optim.SGD(network.parameters(), 1.0) for network in (model.generator, model.discriminator)]
+        real = 2 * torch.rand(3, 3, 32, 32, dtype=torch.float64) - 1
+        z = torch.randn(3, 8, dtype=torch.float64)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dlsgan, "prior", lambda *arguments: z)
+            dlsgan.train_step(model, optimizers, real, torch.Generator(), penalty_weight=penalty_weight)
+        return [a.detach() - b for a, b in zip(model.parameters(), before, strict=True)]
+
+
+@pytest.mark.parametrize("lever", [name for name in naive.LEVERS if not name.startswith("one batch")])
+def test_each_shortcut_leaves_the_training_step_as_it_is(lever):
+    fast, plain = gradients_of_a_step([]), gradients_of_a_step([lever])
+    assert max((p - f).abs().max() / f.abs().max() for f, p in zip(fast, plain, strict=True)) < 1e-11
+
+
+def test_one_fake_batch_gives_the_gradients_of_two_updates_with_the_same_z():
+    """Against the usual order (D's update, then G's), with D's update too small to change G's gradient."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", lambda self: [
+            p.data.sub_(1e-9 * p.grad) for group in self.param_groups for p in group["params"]])
+        fast, plain = gradients_of_a_step([], 0.0), gradients_of_a_step(["one batch of fakes for both losses"], 0.0)
+    assert max((p - f).abs().max() / f.abs().max() for f, p in zip(fast, plain, strict=True)) < 1e-5
+
+
+def test_the_floor_counts_what_pytorch_counts():
+    """PyTorch's counter of operations also sees the depthwise filters, 16 products for each of their outputs."""
+    config = dlsgan.Config(resolution=32, width=0.0625, latent_dim=16, mapping_layers=3)
+    model, channels = dlsgan.build(config), {r: dlsgan.channels_at(r, 0.0625) for r in (4, 8, 16, 32)}
+    inputs = (torch.randn(2, 16), model.generator), (torch.randn(2, 3, 32, 32), model.discriminator)
+    filters = (
+        sum(r * r * channels[r] for r in (8, 16, 32)),
+        sum(((r + 1) ** 2 + (r // 2) ** 2) * channels[r] for r in (8, 16, 32)),
+    )
+    for (x, network), expected, outputs in zip(inputs, speed.forward_flops(config), filters, strict=True):
+        with FlopCounterMode(display=False) as counter:
+            network(x)
+        assert counter.get_total_flops() == 2 * (expected + 2 * 16 * outputs)
+
+
+def test_speed_tables(capsys):
+    bench = {"resolution": 8, "width": 0.02, "latent_dim": 4, "mapping_layers": 1, "batch_size": 2}
+    measured = speed.main(["levers"], [1], bench=bench)["levers, 1 threads: without it, with it, gain"]
+    assert measured.keys() == {*naive.LEVERS, "all of these", "R1 every 16th step"}
+    assert "fused Adam" in capsys.readouterr().out
+    assert all(math.isfinite(x) and x > 0 for row in measured.values() for x in row.values())
+
+
+def test_adam_sees_gradients_laid_out_like_their_weights(monkeypatch):
+    """The fused Adam of PyTorch 2.13 on a CPU silently mixes up the entries of a weight whose gradient has other strides."""
+    model = dlsgan.build(dlsgan.Config(**TINY)).to(memory_format=torch.channels_last)
+    optimizers = dlsgan.make_optimizers(model, 1e-3)
+    for optimizer in optimizers:
+        monkeypatch.setattr(optimizer, "step", lambda: None)
+        monkeypatch.setattr(optimizer, "zero_grad", lambda set_to_none: None)
+    dlsgan.train_step(model, optimizers, torch.zeros(4, 3, 16, 16), torch.Generator(), penalty_weight=1.0)
+    for p in model.parameters():
+        ambiguous = [size > 1 for size in p.shape]
+        assert [a for a, b in zip(p.stride(), ambiguous, strict=True) if b] == [
+            a for a, b in zip(p.grad.stride(), ambiguous, strict=True) if b]
 
 
 # ---- Part III: training and the command line -------------------------------------------------------------------------
