@@ -17,7 +17,8 @@ least. The plain forms are in naive.py. Tried at batch 8, two threads, and left 
   filters as an autograd function with the adjoint as gradient: R1 steps 0.78, plain steps 1.11, in all 1.07
   that and a leaky ReLU that passes no zeros to the forward graph: R1 steps 0.78, plain steps 1.13, in all 1.09
   demodulation carried on into the next layer's style: 0.98, for two more values through every block
-  weights of the up-sampling layers stored transposed, as conv_transpose2d wants them: 1.03; weights not in channels_last: 1.04
+  weights of the up-sampling layers stored transposed, as conv_transpose2d wants them: 1.03
+  weights not in channels_last: 1.04
 """
 
 import argparse
