@@ -79,7 +79,7 @@ def distances(runs: list[Run], test: Tensor | None) -> Figure:
     for i, (label, colour, values) in enumerate(bars):
         x = np.arange(len(names)) + 0.27 * (i - (len(bars) - 1) / 2)
         axis.bar_label(axis.bar(x, [values[k] for k in names], 0.25, color=colour, label=label), fmt="%.1f", fontsize=8)
-    axis.set_xticks(range(len(names)), [f"{k.upper()} px" if k[-1].isdigit() else k.upper() for k in names])
+    axis.set_xticks(range(len(names)), [k.replace("swd", "SWD") + " px" * k[-1].isdigit() for k in names])
     axis.set(ylabel="distance from test images", ymargin=0.1)
     n = runs[-1].kept["exported"]["distance_images"]
     axis.set_title(f"Figure 1: distance of {n:,} samples from {n:,} test images, at the end of training\n"
@@ -184,11 +184,11 @@ def alignment(runs: list[Run], test: Tensor, shown: int = 5, n: int = 64) -> Fig
         for image, arrays in ((photo, photos), (align.align(photo, eyes), crops)):
             arrays.append(np.asarray(image.resize(size, Image.LANCZOS)).transpose(2, 0, 1))  # -> [C, H, W]
     figure, axes = blank(9, 2.7, 2)
-    for axis, arrays, name in zip(axes, (photos, crops), ("as it is", "cropped by the eyes"), strict=True):
+    for axis, arrays, name in zip(axes, (photos, crops), ("as they are", "cropped by the eyes"), strict=True):
         x = dlsgan.to_float(np.stack(arrays))
         y = run.model.reconstruct(x).clamp(-1, 1)
         quality = f"PSNR {dlsgan.psnr(x, y).mean():.1f} dB, SSIM {dlsgan.ssim(x, y).mean():.2f} ({len(x)} images)"
-        show(axis, dlsgan.grid([x[:shown], y[:shown]]), f"photo {name}, and its reconstruction\n{quality}")
+        show(axis, dlsgan.grid([x[:shown], y[:shown]]), f"turned test images {name}, and reconstructions\n{quality}")
     return figure
 
 
