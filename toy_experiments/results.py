@@ -2,6 +2,7 @@
 
     python -m toy_experiments.results add runs/cartoon "python dlsgan.py"     keeps toy_experiments/results/runs/cartoon.json
     python -m toy_experiments.results table                                   prints the table in Markdown
+    python -m toy_experiments.results table --trials                          the same of short runs that tried settings
     python -m toy_experiments.results compare celeba64 celeba64-no-scale      prints runs side by side, one a column
 
 `compare` reads what `toy_experiments.export` measured of trained models, on more images than an evaluation in training.
@@ -17,6 +18,7 @@ from pathlib import Path
 import dlsgan
 
 FOLDER = Path(__file__).parent / "results" / "runs"
+TRIALS = FOLDER.with_name("trials")
 COLUMNS = {
     "L_enc": ("l_enc", ".2f"),
     "active": ("active", "d"),
@@ -80,8 +82,8 @@ def load(name: str) -> dict:
         return json.loads((FOLDER / f"{name}.json").read_text())
 
 
-def add(run: str, command: str, name: str = "", **more: dict) -> Path:
-    """Writes results/runs/NAME.json from the evaluations of a run, and whatever else is to stand there; NAME is that of
+def add(run: str, command: str, name: str = "", folder: Path | None = None, **more: dict) -> Path:
+    """Writes NAME.json in results/runs (or another folder) from the evaluations of a run, and whatever else is to stand there; NAME is that of
     the run's folder, if none is given."""
     config, _ = dlsgan.read_checkpoint(run)
     lines = evaluations(run)
@@ -90,16 +92,16 @@ def add(run: str, command: str, name: str = "", **more: dict) -> Path:
     result = {"command": command, "machine": processor(), "minutes": round(last["seconds"] / 60, 2)}
     result |= {"latent_dim": config.latent_dim, "settings": settings, "measures": last} | more
     text = json.dumps(result | {"curves": {}}, indent=1).replace('"curves": {}', f'"curves": {json.dumps(curves(lines))}')
-    path = FOLDER / f"{name or Path(run).resolve().name}.json"
+    path = (folder or FOLDER) / f"{name or Path(run).resolve().name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n")
     return path
 
 
-def table(names: list[str] | None = None) -> str:
+def table(names: list[str] | None = None, folder: Path | None = None) -> str:
     """The kept results as a Markdown table, one row a run."""
     rows = ["| run | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
-    for path in sorted(FOLDER.glob("*.json")):
+    for path in sorted((folder or FOLDER).glob("*.json")):
         if names and path.stem not in names:
             continue
         result = json.loads(path.read_text())
@@ -138,14 +140,15 @@ if __name__ == "__main__":
     adding = commands.add_parser("add")
     adding.add_argument("run")
     adding.add_argument("command")
-    commands.add_parser("table")
+    for command in (adding, commands.add_parser("table")):
+        command.add_argument("--trials", action="store_const", const=TRIALS, help="in results/trials, not results/runs")
     commands.add_parser("compare").add_argument("names", nargs="+", help="names of exported models")
     given = parser.parse_args()
     try:
         if given.what == "add":
-            print(add(given.run, given.command))
+            print(add(given.run, given.command, folder=given.trials))
         else:
-            print(table() if given.what == "table" else compare(given.names))
+            print(table(folder=given.trials) if given.what == "table" else compare(given.names))
     except dlsgan.UserError as error:
         print(f"results: {error}", file=sys.stderr)
         sys.exit(2)
