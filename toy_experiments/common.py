@@ -4,6 +4,7 @@ an encoder that is trained afterwards on a frozen generator. Nothing to run here
 import argparse
 import contextlib
 import copy
+import dataclasses
 import math
 import sys
 import time
@@ -52,11 +53,6 @@ def one_line(name: str) -> Iterator[None]:
         sys.exit(2)
 
 
-def averaged(module: nn.Module) -> nn.Module:
-    """A copy to hold the moving average of the weights."""
-    return copy.deepcopy(module).requires_grad_(False)
-
-
 @torch.no_grad()
 def average(target: nn.Module, source: nn.Module, step: int) -> None:
     """Moving average of weights after training step 0, 1, ...; the decay rises to 0.999 as in dlsgan.train."""
@@ -64,16 +60,20 @@ def average(target: nn.Module, source: nn.Module, step: int) -> None:
     torch._foreach_lerp_(*weights, 1 - min(0.999, (1 + step) / (10 + step)))
 
 
-def resumable(steps: int, stateful: dict, record: dict, path: Path | None, every: float = 60.0) -> Iterator[int]:
+def resumable(
+    steps: int, config: dlsgan.Config, stateful: dict, record: dict, path: Path | None, every: float = 60.0
+) -> Iterator[int]:
     """Yields the training steps that are left, up to steps - 1. Every so many seconds and at the end, `path` keeps the
     state of everything in `stateful` (modules, optimisers, random generators) and of `record`, a dictionary of numbers
-    and lists, to which "seconds" of training are added. A second call with the same path goes on from there."""
-    first = 0
+    and lists, to which "seconds" of training are added. A second call with the same path goes on from there, or raises
+    UserError if number of steps or settings differ."""
+    places, first = {"data_dir": "", "device": "cpu", "threads": 1, "out": ""}, 0
+    settings = dataclasses.asdict(config) | places  # what may differ between two sittings is left out
     if path and path.exists():
-        with dlsgan.explain(f"{path} does not fit this run (delete it to start again)"):
+        with dlsgan.explain(f"{path} is not of this run (delete it to start again)"):
             state = torch.load(path, map_location="cpu", weights_only=True)
-            if state["steps"] != steps:
-                raise ValueError(f"it holds a run of {state['steps']:,} steps, not of {steps:,}")
+            if (state["steps"], state["settings"]) != (steps, settings):
+                raise ValueError(f"it has other settings or not {steps:,} steps")
             for name, x in stateful.items():
                 getattr(x, "set_state", getattr(x, "load_state_dict", None))(state[name])
             record.update(state["record"])
@@ -86,11 +86,11 @@ def resumable(steps: int, stateful: dict, record: dict, path: Path | None, every
         record["seconds"] = now - started
         if path and (now - saved > every or step == steps - 1):
             state = {name: getattr(x, "get_state", getattr(x, "state_dict", None))() for name, x in stateful.items()}
-            state |= {"step": step + 1, "steps": steps, "record": record}
+            state |= {"step": step + 1, "steps": steps, "settings": settings, "record": record}
             with dlsgan.explain(f"cannot write {path}"):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(state, path.with_suffix(".tmp"))
-                path.with_suffix(".tmp").replace(path)  # a crash while writing leaves the file before
+                torch.save(state, temporary := path.with_suffix(".tmp"))
+                temporary.replace(path)  # a crash while writing leaves the file before
             saved = time.perf_counter()
 
 
@@ -104,17 +104,17 @@ def train_gan(
     """The loop of dlsgan.train for networks that its Config cannot name: returns the model with averaged weights."""
     c, device, stream = config, dlsgan.pick_device(config.device), None
     model.to(device, memory_format=torch.channels_last)
-    result = dlsgan.DLSGAN(averaged(model.generator), averaged(model.discriminator), model.latent_scale)
+    result = dlsgan.DLSGAN(*map(copy.deepcopy, (model.generator, model.discriminator)), model.latent_scale).requires_grad_(False)
     rng, optimizers = torch.Generator().manual_seed(c.seed), dlsgan.make_optimizers(model, c.lr)
     steps, penalty_every = math.ceil(c.images / c.batch_size), 1 if c.loss == "wgan-gp" else 16
     stateful = {"model": model, "average": result, "optimizer_g": optimizers[0], "optimizer_d": optimizers[1], "rng": rng}
-    for step in resumable(steps, stateful, record if record is not None else {}, path):
+    for step in resumable(steps, config, stateful, record if record is not None else {}, path):
         stream = stream or dlsgan.batches(train_images, c.batch_size, c.seed, step, c.flip)
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = c.lr * c.lr_final ** (step / steps)
         penalty = 0.0 if step % penalty_every else c.r1_gamma / 2 * penalty_every
         real = dlsgan.to_float(next(stream), device)
-        losses = dlsgan.train_step(model, optimizers, real, rng, c.loss, c.encoder_weight, penalty)
+        losses = dlsgan.train_step(model, optimizers, real, rng, c.loss, c.encoder_weight, penalty, device.type == "cuda")
         average(result, model, step)
         if step % 100 == 0 and not math.isfinite(losses["loss_d"].item() + losses["loss_g"].item()):
             raise dlsgan.UserError(f"the loss is no longer finite at step {step:,}: try another --seed or data set")
@@ -135,9 +135,10 @@ def train_encoder(
     device, steps = dlsgan.pick_device(config.device), math.ceil(images / config.batch_size)
     rng = torch.Generator().manual_seed(config.seed)
     encoder.to(device, memory_format=torch.channels_last)
-    result, optimizer = averaged(encoder), torch.optim.Adam(encoder.parameters(), config.lr, (0.9, 0.99))
+    optimizer = torch.optim.Adam(encoder.parameters(), config.lr, (0.9, 0.99))
+    result = copy.deepcopy(encoder).requires_grad_(False)
     stateful = {"encoder": encoder, "average": result, "optimizer": optimizer, "rng": rng}
-    for step in resumable(steps, stateful, record if record is not None else {}, path):
+    for step in resumable(steps, config, stateful, record if record is not None else {}, path):
         optimizer.param_groups[0]["lr"] = config.lr * 0.1 ** (step / steps)
         z = torch.randn(config.batch_size, latent_dim, generator=rng).to(device)
         with torch.no_grad():
