@@ -1,5 +1,4 @@
-"""What several experiments share: training loops that can go on where they stopped, for a GAN of any two networks and for
-an encoder that is trained afterwards on a frozen generator. Nothing to run here."""
+"""What experiments share: training loops that go on where they stopped, and an encoder for a frozen generator."""
 
 import argparse
 import contextlib
@@ -43,9 +42,14 @@ def configure(dataset: str, **changes) -> dlsgan.Config:
     return config
 
 
+def clock(device: str | torch.device) -> float:
+    """Seconds of processor time on a CPU, where other programs may run, too; elsewhere time."""
+    return time.process_time() if str(device) == "cpu" else time.perf_counter()
+
+
 @contextlib.contextmanager
 def one_line(name: str) -> Iterator[None]:
-    """Ends the program with one line and exit code 2 on a mistake the user can mend."""
+    """Ends the program with one line and exit code 2 on a UserError."""
     try:
         yield
     except dlsgan.UserError as error:
@@ -60,15 +64,12 @@ def average(target: nn.Module, source: nn.Module, step: int) -> None:
     torch._foreach_lerp_(*weights, 1 - min(0.999, (1 + step) / (10 + step)))
 
 
-def resumable(
-    steps: int, config: dlsgan.Config, stateful: dict, record: dict, path: Path | None, every: float = 60.0
-) -> Iterator[int]:
-    """Yields the training steps that are left, up to steps - 1. Every so many seconds and at the end, `path` keeps the
-    state of everything in `stateful` (modules, optimisers, random generators) and of `record`, a dictionary of numbers
-    and lists, to which "seconds" of training are added. A second call with the same path goes on from there, or raises
-    UserError if number of steps or settings differ."""
-    places, first = {"data_dir": "", "device": "cpu", "threads": 1, "out": ""}, 0
-    settings = dataclasses.asdict(config) | places  # what may differ between two sittings is left out
+def resumable(steps: int, config: dlsgan.Config, stateful: dict, record: dict, path: Path | None) -> Iterator[int]:
+    """Yields the training steps that are left, up to steps - 1. Every minute and at the end, `path` keeps the state of
+    everything in `stateful` (modules, optimisers, random generators) and of `record`, a dictionary of numbers and lists,
+    to which "seconds" of training are added. A second call with the same path goes on from there (UserError if number of
+    steps or settings differ)."""
+    settings, first = dataclasses.asdict(config) | {"data_dir": "", "device": "cpu", "threads": 1, "out": ""}, 0
     if path and path.exists():
         with dlsgan.explain(f"{path} is not of this run (delete it to start again)"):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -78,33 +79,32 @@ def resumable(
                 getattr(x, "set_state", getattr(x, "load_state_dict", None))(state[name])
             record.update(state["record"])
             first = state["step"]
-    saved = time.perf_counter()
-    started = saved - record.get("seconds", 0.0)
+    started = (saved := clock(config.device)) - record.get("seconds", 0.0)
     for step in range(first, steps):
         yield step
-        now = time.perf_counter()
+        now = clock(config.device)
         record["seconds"] = now - started
-        if path and (now - saved > every or step == steps - 1):
+        if path and (now - saved > 60 or step == steps - 1):
             state = {name: getattr(x, "get_state", getattr(x, "state_dict", None))() for name, x in stateful.items()}
             state |= {"step": step + 1, "steps": steps, "settings": settings, "record": record}
             with dlsgan.explain(f"cannot write {path}"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 torch.save(state, temporary := path.with_suffix(".tmp"))
                 temporary.replace(path)  # a crash while writing leaves the file before
-            saved = time.perf_counter()
+            saved = now
 
 
 def train_gan(
     model: dlsgan.DLSGAN,  # any G(z_scaled) -> x and D(x) -> (logits, z_hat); encoder_weight 0 makes it a plain GAN
     config: dlsgan.Config,
     train_images: np.ndarray,  # uint8 [N, C, H, W]
-    path: Path | None = None,  # see resumable
-    record: dict | None = None,
+    path: Path | None = None, record: dict | None = None,  # see resumable
 ) -> dlsgan.DLSGAN:
     """The loop of dlsgan.train for networks that its Config cannot name: returns the model with averaged weights."""
     c, device, stream = config, dlsgan.pick_device(config.device), None
     model.to(device, memory_format=torch.channels_last)
-    result = dlsgan.DLSGAN(*map(copy.deepcopy, (model.generator, model.discriminator)), model.latent_scale).requires_grad_(False)
+    result = dlsgan.DLSGAN(*map(copy.deepcopy, (model.generator, model.discriminator)), model.latent_scale)
+    result.requires_grad_(False)
     rng, optimizers = torch.Generator().manual_seed(c.seed), dlsgan.make_optimizers(model, c.lr)
     steps, penalty_every = math.ceil(c.images / c.batch_size), 1 if c.loss == "wgan-gp" else 16
     stateful = {"model": model, "average": result, "optimizer_g": optimizers[0], "optimizer_d": optimizers[1], "rng": rng}
@@ -127,11 +127,9 @@ def train_encoder(
     latent_dim: int,
     config: dlsgan.Config,  # batch_size, lr, seed, device
     images: int,  # budget: generated images
-    path: Path | None = None,  # see resumable
-    record: dict | None = None,
+    path: Path | None = None, record: dict | None = None,  # see resumable
 ) -> nn.Module:
-    """An encoder trained afterwards on a frozen generator by the mean squared error of z, the usual way to invert a GAN.
-    Returns it with averaged weights."""
+    """An encoder (averaged) for a frozen generator by the mean squared error of z, the usual way to invert a GAN."""
     device, steps = dlsgan.pick_device(config.device), math.ceil(images / config.batch_size)
     rng = torch.Generator().manual_seed(config.seed)
     encoder.to(device, memory_format=torch.channels_last)
