@@ -127,12 +127,12 @@ def main(
     for name, model in models.items():
         result[name], pictures[name] = study(model, x, steps)
         for space, traces in result[name].items():
-            ends = {"encoder alone": at(traces["encoder"], 0), "encoder + 50 steps": at(traces["encoder"], 50)}
+            few = min(50, steps)
+            ends = {"encoder alone": at(traces["encoder"], 0), f"encoder + {few} steps": at(traces["encoder"], few)}
             ends |= {f"{start} + {steps} steps": at(traces[start], steps) for start in STARTS}
             result[name][space]["summary"] = ends
             told = (f"{key} {end['psnr']:.1f} dB in {end['seconds']:.3f} s" for key, end in ends.items())
             print(f"{name}, {space}: {'; '.join(told)}", flush=True)
-    results.mkdir(parents=True, exist_ok=True)
     stem = results / f"invert_by_optimization-{config.dataset}"
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     draw(result, pictures, x, stem.with_suffix(".png"))
@@ -147,13 +147,13 @@ def draw(result: dict, pictures: dict, x: Tensor, path: Path) -> None:
     rows = figure.subplots(len(pictures), 3, squeeze=False, width_ratios=(1, 1, 1.2))
     for row, (name, shown) in zip(rows, pictures.items(), strict=True):
         spaces = list(result[name])
+        row[1].sharey(row[0])
         for axis, space in zip(row, spaces, strict=False):
             for start, style in zip(STARTS, ("s:", "^--", "o-"), strict=True):
                 trace = result[name][space][start]
                 means = [np.mean(point["psnr"]) for point in trace]
                 axis.plot([point["seconds"] for point in trace], means, style, markersize=3.5, label=start)
             axis.set(xscale="log", title=f"{name}, descent on {space}", xlabel="seconds an image", ylabel="PSNR, dB")
-            axis.sharey(row[0])
             axis.grid(alpha=0.3)
         n = min(8, len(x))
         columns = [x[:n], *(shown[space, start][:n] for space in spaces for start in STARTS)]

@@ -9,15 +9,13 @@ as in a VAE to a distribution over z, through an MLP as mapping network. The abl
 has no way back to z, but shows what the invertible map costs or gives besides.
 
 Changes from the paper: StyleGAN2's blocks of dlsgan.py, small; non-saturating loss with R1 as in the official code (the
-text says WGAN with R1); no VGG16 is at hand for the perceptual term, so the features of the frozen discriminator of stage
-1 at 1/8 of the resolution stand in, with a weight of their own; f is built as the discriminator, without batch norm.
+text says WGAN with R1); no VGG16 is at hand for the perceptual term: features of the frozen discriminator of stage 1 at 1/8
+of the resolution stand in, with a weight of their own; f is built as the discriminator, without batch norm.
 
-    python -m toy_experiments.lia                     cartoon faces, 24,000 images a system: about 20 minutes on one core
-    python -m toy_experiments.lia --dataset mnist     draws results/lia-mnist.png, writes results/lia-mnist.json
+    python -m toy_experiments.lia --dataset mnist     about 12 minutes on one core; draws results/lia-mnist.png
 
-Expected printout, a line a system (what was trained stays in runs/DATASET-IMAGES, where a second call goes on):
-    lia: test 17.5 dB (+3.1 over the mean image), generated 20.0 dB, volatility of the gradient 0.4
-    lia: |phi(phi^-1(y)) - y| at most 2e-15 in float64
+It prints measures of each system and "|phi(phi^-1(y)) - y| at most 2e-15 in float64". A second call goes on with what has
+been trained, in runs/DATASET-IMAGES.
 """
 
 import copy
@@ -41,6 +39,7 @@ KINDS = {  # system: mapping network and what the encoder gives
     "mlp": "MLP mapping, encoder to w",
     "variational": "MLP mapping, variational encoder to z",
 }
+LAYERS = ("from_rgb", "blocks.0.conv1", "latent_head")  # of the encoder: whose gradients are watched
 
 
 class InvertibleMapping(nn.Module):
@@ -51,35 +50,28 @@ class InvertibleMapping(nn.Module):
         super().__init__()
         if latent_dim % 2:
             raise dlsgan.UserError(f"the invertible map halves its input: {latent_dim} latent dimensions are odd")
-        sizes = (latent_dim // 2, latent_dim), (latent_dim, latent_dim // 2)
-        self.couplings = nn.ModuleList(
-            nn.ModuleList(dlsgan.EqualLinear(*size, lr_multiplier=0.01, scale=dlsgan.SQRT2) for size in sizes)
-            for _ in range(steps)
-        )
-
-    @staticmethod
-    def shift(layers: nn.ModuleList, half: Tensor) -> Tensor:
-        for layer in layers:
-            half = dlsgan.leaky_relu(layer(half))
-        return half
+        sizes, gains = ((latent_dim // 2, latent_dim), (latent_dim, latent_dim // 2)), (0.0, 0.01, dlsgan.SQRT2)
+        pairs = (nn.ModuleList(dlsgan.EqualLinear(*size, *gains) for size in sizes) for _ in range(steps))
+        self.couplings = nn.ModuleList(pairs)
 
     def forward(self, z: Tensor) -> Tensor:
-        for layers in self.couplings:
+        for wide, narrow in self.couplings:
             first, second = z.chunk(2, 1)  # [B, d/2] each
-            z = torch.cat((first, second - self.shift(layers, first)), 1).flip(1)
+            shift = dlsgan.leaky_relu(narrow(dlsgan.leaky_relu(wide(first))))
+            z = torch.cat((first, second - shift), 1).flip(1)
         return z
 
     def inverse(self, y: Tensor) -> Tensor:
-        for layers in reversed(self.couplings):
+        for wide, narrow in reversed(self.couplings):
             first, second = y.flip(1).chunk(2, 1)
-            y = torch.cat((first, second + self.shift(layers, first)), 1)
+            shift = dlsgan.leaky_relu(narrow(dlsgan.leaky_relu(wide(first))))
+            y = torch.cat((first, second + shift), 1)
         return y
 
 
 def without_map(generator: nn.Module) -> nn.Module:
     """g: the same generator as a function of y (or w)."""
-    result = copy.deepcopy(generator)
-    result.mapping = nn.Identity()
+    (result := copy.deepcopy(generator)).mapping = nn.Identity()
     return result
 
 
@@ -126,57 +118,47 @@ def kl_to_prior(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def train_stage_2(
-    gan: dlsgan.DLSGAN,  # averaged networks of stage 1; stays as it is
-    config: dlsgan.Config,
-    kind: str,  # one of KINDS
-    train_images: np.ndarray,
-    path: Path | None,
-    record: dict,  # gets "pixel_loss" and, per layer of the encoder, "gradient" norms, a value a step
-    feature_weight: float = 0.1,
-    adversarial_weight: float = 0.1,
+    gan: dlsgan.DLSGAN, config: dlsgan.Config, kind: str, images: np.ndarray, path: Path | None, record: dict
 ) -> nn.Module:
-    """The encoder f, averaged. L_f = mean((x - g(f(x)))^2) + feature_weight * relative error of features
-    + adversarial_weight * softplus(-c(g(f(x)))); the discriminator c goes on from stage 1 against g(f(x)), with R1.
-    The variational encoder gives mean and log variance of z; with the KL term in nats per pixel its pixel and KL terms
-    are the evidence lower bound for a noise variance of 1/2 a pixel value."""
-    c, device, stream = config, dlsgan.pick_device(config.device), None
+    """The encoder f, averaged, for the networks of stage 1, which stay as they are. `record` gets the pixel loss and the
+    norms of the encoder's gradients at each step; path: see common.resumable.
+    L_f = mean((x - g(f(x)))^2) + 0.1 * relative squared error of features
+    + 0.1 * softplus(-c(g(f(x)))); the discriminator c goes on from stage 1 against g(f(x)), with R1. The variational encoder
+    gives mean and log variance of z; its KL term in nats per pixel value fits the pixel loss for a noise variance of 1/2."""
+    c, device = config, dlsgan.pick_device(config.device)
     steps = math.ceil((1 - GAN_SHARE) * c.images / c.batch_size)
+    stream, variational, channels = None, kind == "variational", gan.discriminator.from_rgb.weight.shape[1]
     torch.manual_seed(c.seed + 1)
-    channels, variational = gan.discriminator.from_rgb.weight.shape[1], kind == "variational"
     encoder = dlsgan.Discriminator(c.resolution, channels, c.latent_dim * (1 + variational), c.width)
     encoder.to(device, memory_format=torch.channels_last)
     result, critic = copy.deepcopy(encoder).requires_grad_(False), copy.deepcopy(gan.discriminator).requires_grad_(True)
     decode = gan.generator if variational else without_map(gan.generator)  # frozen: its weights take no gradient
     optimizers = [torch.optim.Adam(network.parameters(), c.lr / 2, (0.9, 0.99)) for network in (encoder, critic)]
-    rng = torch.Generator().manual_seed(c.seed)
-    stateful = {"encoder": encoder, "average": result, "critic": critic, "rng": rng}
-    stateful |= {"optimizer": optimizers[0], "optimizer_c": optimizers[1]}
+    rng, stateful = torch.Generator().manual_seed(c.seed), {"encoder": encoder, "average": result, "critic": critic}
+    stateful |= {"optimizer": optimizers[0], "optimizer_c": optimizers[1], "rng": rng}
+    record |= {"pixel_loss": [], "gradient": {name: [] for name in LAYERS}}
     for step in common.resumable(steps, config, stateful, record, path):
-        stream = stream or dlsgan.batches(train_images, c.batch_size, c.seed + 1, step, c.flip)
+        stream = stream or dlsgan.batches(images, c.batch_size, c.seed + 1, step, c.flip)
         real, kl = dlsgan.to_float(next(stream), device), 0.0
         code = encoder(real)[1]
-        if variational:
+        if variational:  # [B, 2d] -> [B, d] twice
             mean, log_variance = code.chunk(2, 1)
             kl = kl_to_prior(mean, log_variance).mean() / real[0].numel()
-            noise = torch.randn(mean.shape, generator=rng).to(device)
-            code = mean + (log_variance / 2).exp() * noise
+            code = mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=rng).to(device)
         fake = decode(code)
         pixel, target = (fake - real).square().mean(), features(gan.discriminator, real)
         feature = (features(gan.discriminator, fake) - target).square().mean() / target.square().mean()
         adversarial = F.softplus(-critic(fake)[0]).mean()
-        loss = pixel + feature_weight * feature + adversarial_weight * adversarial + kl
-        loss.backward(inputs=list(encoder.parameters()))
+        (pixel + 0.1 * feature + 0.1 * adversarial + kl).backward(inputs=list(encoder.parameters()))
 
-        real.requires_grad_(r1 := step % 16 == 0)
-        logits = critic(real)[0]
+        logits = critic(real.requires_grad_(r1 := step % 16 == 0))[0]
         loss_c = F.softplus(-logits).mean() + F.softplus(critic(fake.detach())[0]).mean()
-        loss_c = loss_c + (8 * c.r1_gamma * dlsgan.r1_penalty(logits, real) if r1 else 0.0)
-        loss_c.backward(inputs=[p for name, p in critic.named_parameters() if "latent_head" not in name])
+        penalty = 8 * c.r1_gamma * dlsgan.r1_penalty(logits, real) if r1 else 0.0  # gamma / 2, 16 times as strong
+        (loss_c + penalty).backward(inputs=[p for name, p in critic.named_parameters() if "latent_head" not in name])
 
-        record.setdefault("pixel_loss", []).append(pixel.item())
-        for name in ("from_rgb", "blocks.1.conv1", "latent_head"):
-            norm = encoder.get_submodule(name).weight.grad.norm().item()
-            record.setdefault("gradient", {}).setdefault(name, []).append(norm)
+        record["pixel_loss"].append(pixel.item())
+        for name in LAYERS:
+            record["gradient"][name].append(encoder.get_submodule(name).weight.grad.norm().item())
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = c.lr / 2 * 0.1 ** (step / steps)
             optimizer.step()
@@ -186,8 +168,7 @@ def train_stage_2(
 
 
 def fit(kind: str, config: dlsgan.Config, train_images: np.ndarray, folder: Path) -> tuple[Autoencoder, dict]:
-    """Both stages, or what of them is not yet in the folder; "mlp" and "variational" share stage 1. Also returns the
-    record of stage 2, with the minutes of both."""
+    """Both stages, or what of them is not yet in the folder, and the record of stage 2 with the minutes of both."""
     first, second = {}, {}
     gan = train_stage_1(config, train_images, folder, kind == "lia", first)
     encoder = train_stage_2(gan, config, kind, train_images, folder / f"{kind}.pt", second)
@@ -204,43 +185,35 @@ def load(folder: str | Path) -> tuple[Autoencoder, dlsgan.Config]:
     return fit("lia", config, np.empty(0), Path(folder))[0], config
 
 
-def per_window(values: list[float], window: int) -> np.ndarray:
-    """[steps] -> [steps // window, window]."""
+def per_window(values: list[float]) -> np.ndarray:
+    """[steps] -> [windows, steps in a window]: 50, or a quarter of all where there are few."""
+    window = max(1, min(50, len(values) // 4))
     return np.array(values)[: len(values) // window * window].reshape(-1, window)
 
 
-def volatility(norms: list[float], window: int = 50) -> np.ndarray:
-    """Standard deviation over mean of gradient norms in successive windows of steps."""
-    return per_window(norms, window).std(1) / per_window(norms, window).mean(1)
-
-
-@torch.no_grad()
-def inverse_error(mapping: InvertibleMapping, y: Tensor) -> float:
-    """max |phi(phi^-1(y)) - y| in float64."""
-    mapping, y = copy.deepcopy(mapping).double(), y.double()
-    return (mapping(mapping.inverse(y)) - y).abs().max().item()
+def volatility(norms: list[float]) -> np.ndarray:
+    """Standard deviation over mean of the gradient's norm in each window."""
+    return per_window(norms).std(1) / per_window(norms).mean(1)
 
 
 def main(config: dlsgan.Config, runs: Path = Path("runs"), results: Path = common.RESULTS) -> dict:
     train_images, test_images = dlsgan.LOADERS[config.dataset](config)
     test, systems, records = dlsgan.to_float(test_images[: dlsgan.EVALUATED]), {}, {}
     result = {"command": f"python -m toy_experiments.lia --dataset {config.dataset} --images {config.images}",
-              "images": config.images, "seed": config.seed, "machine": f"one thread of a busy machine, {processor()}"}
+              "images": config.images, "seed": config.seed, "machine": f"one thread of {processor()}, minutes of its time"}
     for kind in KINDS:
-        system, record = fit(kind, config, train_images, runs / f"{config.dataset}-{config.images}")
-        measures = dlsgan.evaluate(system, test) | {"minutes": round(record["minutes"], 2)}
-        measures["volatility"] = {name: volatility(norms).mean() for name, norms in record["gradient"].items()}
-        result[kind], systems[kind], records[kind] = measures, system, record
-        print(f"{kind}: test {measures['psnr_test']:.1f} dB ({measures['gain_test']:+.1f} over the mean image), generated "
-              f"{measures['psnr_generated']:.1f} dB, volatility of the gradient {measures['volatility']['latent_head']:.2f}")
-    for key in ("v", "active", "l_enc", "mse_z"):
-        del result["mlp"][key]  # compares z with what the ablation gives, w
-    x, mapping = test.to(dlsgan.pick_device(config.device)), systems["lia"].generator.mapping
-    with torch.no_grad():
-        result["inverse_error"] = inverse_error(mapping, systems["lia"].discriminator(x)[1])
-        result["mean_square_of_z_of_test_images"] = systems["lia"].encode(x).square().mean().item()
-    print(f"lia: |phi(phi^-1(y)) - y| at most {result['inverse_error']:.0e} in float64")
-    results.mkdir(parents=True, exist_ok=True)
+        systems[kind], records[kind] = fit(kind, config, train_images, runs / f"{config.dataset}-{config.images}")
+        unsteady = {name: round(volatility(norms).mean(), 4) for name, norms in records[kind]["gradient"].items()}
+        result[kind] = dlsgan.evaluate(systems[kind], test) | {"volatility": unsteady, "minutes": records[kind]["minutes"]}
+        print(f"{kind}: test {result[kind]['psnr_test']:.1f} dB ({result[kind]['gain_test']:+.1f} over the mean image), "
+              f"generated {result[kind]['psnr_generated']:.1f} dB, volatility of the gradient {unsteady['latent_head']:.2f}")
+    useless = ("v", "active", "l_enc", "mse_z")  # compare z with what the ablation gives, w
+    result["mlp"] = {key: value for key, value in result["mlp"].items() if key not in useless}
+    x, lia = test.to(dlsgan.pick_device(config.device)), systems["lia"]
+    phi, y = copy.deepcopy(lia.generator.mapping).cpu().double(), lia.discriminator(x)[1].cpu().double()
+    result["inverse_error"] = (phi(phi.inverse(y)) - y).abs().max().item()
+    result["mean_square_of_z"] = phi.inverse(y).square().mean().item()  # of test images; 1 for z ~ N(0, I)
+    print(f"|phi(phi^-1(y)) - y| at most {result['inverse_error']:.0e} in float64")
     (results / f"lia-{config.dataset}.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(systems, records, x[:10], results / f"lia-{config.dataset}.png")
     return result
@@ -248,28 +221,26 @@ def main(config: dlsgan.Config, runs: Path = Path("runs"), results: Path = commo
 
 @torch.no_grad()
 def draw(systems: dict, records: dict, x: Tensor, path: Path) -> None:
-    """Above: test images over their reconstructions, and samples. Below: stage 2 of the three systems."""
     from matplotlib.figure import Figure
 
-    figure = Figure((11, 6.6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.2))
+    figure = Figure((11, 6.2), layout="constrained")
+    axes = figure.subplot_mosaic([["x"] * 3 + ["samples"] * 3, ["loss"] * 2 + ["norm"] * 2 + ["volatility"] * 2])
     samples = [part for kind in ("lia", "mlp") for part in systems[kind].sample(20).split(10)]
-    panels = (("test images, reconstructions", [x, *(system.reconstruct(x) for system in systems.values())], "x", *KINDS),
-              ("samples of stage 1", samples, "invertible", "", "MLP", ""))
-    for axis, (title, rows, *names) in zip(top.subplots(1, 2), panels, strict=True):
-        axis.imshow(dlsgan.grid(rows), cmap="gray")
-        axis.set(title=title, xticks=[], yticks=(np.arange(len(rows)) + 0.5) * x.shape[2], yticklabels=names)
-    axes, window = bottom.subplots(1, 3), 50 if len(records["lia"]["pixel_loss"]) > 100 else 1
+    rows = [x, *(system.reconstruct(x) for system in systems.values())]
+    for name, shown, labels in (("x", rows, ["x", *KINDS]), ("samples", samples, ["lia", "", "mlp", ""])):
+        axes[name].imshow(dlsgan.grid(shown), cmap="gray")
+        axes[name].set(xticks=[], yticks=(np.arange(len(shown)) + 0.5) * x.shape[2], yticklabels=labels)
     for kind, style in zip(KINDS, ("-", "--", ":"), strict=True):
-        norms, loss = records[kind]["gradient"]["latent_head"], records[kind]["pixel_loss"]
-        curves = per_window(loss, window).mean(1), per_window(norms, window).mean(1), volatility(norms, window)
-        for axis, values in zip(axes, curves, strict=True):
-            axis.plot((np.arange(len(values)) + 0.5) * window, values, style, label=KINDS[kind])
-    titles = ("pixel loss", "norm of the last layer's gradient", "volatility: std / mean of the norm in 50 steps")
-    for axis, title in zip(axes, titles, strict=True):
+        norms = records[kind]["gradient"]["latent_head"]
+        curves = per_window(records[kind]["pixel_loss"]).mean(1), per_window(norms).mean(1), volatility(norms)
+        for name, values in zip(("loss", "norm", "volatility"), curves, strict=True):
+            axes[name].plot((np.arange(len(values)) + 0.5) * per_window(norms).shape[1], values, style, label=KINDS[kind])
+            axes[name].set(xlabel="training step of stage 2", ylim=(0, None))
+    titles = ("test images and reconstructions", "samples of stage 1", "pixel loss", "norm of the last layer's gradient",
+              "its volatility: std / mean in a window")
+    for axis, title in zip(axes.values(), titles, strict=True):
         axis.set_title(title, fontsize=10)
-        axis.set(xlabel="training step of stage 2", ylim=(0, None))
-    axes[0].legend(frameon=False, fontsize=9)
+    axes["volatility"].legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
 
 
