@@ -122,9 +122,9 @@ def train_stage_2(
 ) -> nn.Module:
     """The encoder f, averaged, for the networks of stage 1, which stay as they are. `record` gets the pixel loss and the
     norms of the encoder's gradients at each step; path: see common.resumable.
-    L_f = mean((x - g(f(x)))^2) + 0.1 * relative squared error of features
-    + 0.1 * softplus(-c(g(f(x)))); the discriminator c goes on from stage 1 against g(f(x)), with R1. The variational encoder
-    gives mean and log variance of z; its KL term in nats per pixel value fits the pixel loss for a noise variance of 1/2."""
+    L_f = mean((x - g(f(x)))^2) + relative squared error of features + 0.1 softplus(-c(g(f(x)))); the discriminator c goes on
+    from stage 1 against g(f(x)), with R1. The variational encoder gives mean and log variance of z; its KL term in nats per
+    pixel value fits the pixel loss for a noise variance of 1/2."""
     c, device = config, dlsgan.pick_device(config.device)
     steps = math.ceil((1 - GAN_SHARE) * c.images / c.batch_size)
     stream, variational, channels = None, kind == "variational", gan.discriminator.from_rgb.weight.shape[1]
@@ -149,7 +149,7 @@ def train_stage_2(
         pixel, target = (fake - real).square().mean(), features(gan.discriminator, real)
         feature = (features(gan.discriminator, fake) - target).square().mean() / target.square().mean()
         adversarial = F.softplus(-critic(fake)[0]).mean()
-        (pixel + 0.1 * feature + 0.1 * adversarial + kl).backward(inputs=list(encoder.parameters()))
+        (pixel + feature + 0.1 * adversarial + kl).backward(inputs=list(encoder.parameters()))
 
         logits = critic(real.requires_grad_(r1 := step % 16 == 0))[0]
         loss_c = F.softplus(-logits).mean() + F.softplus(critic(fake.detach())[0]).mean()
@@ -235,11 +235,12 @@ def draw(systems: dict, records: dict, x: Tensor, path: Path) -> None:
         curves = per_window(records[kind]["pixel_loss"]).mean(1), per_window(norms).mean(1), volatility(norms)
         for name, values in zip(("loss", "norm", "volatility"), curves, strict=True):
             axes[name].plot((np.arange(len(values)) + 0.5) * per_window(norms).shape[1], values, style, label=KINDS[kind])
-            axes[name].set(xlabel="training step of stage 2", ylim=(0, None))
+            axes[name].set(xlabel="training step of stage 2")
     titles = ("test images and reconstructions", "samples of stage 1", "pixel loss", "norm of the last layer's gradient",
               "its volatility: std / mean in a window")
     for axis, title in zip(axes.values(), titles, strict=True):
         axis.set_title(title, fontsize=10)
+        axis.set_ylim(bottom=None if axis.images else 0)
     axes["volatility"].legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
 
