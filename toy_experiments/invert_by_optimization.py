@@ -112,17 +112,18 @@ def main(
     if count < 1 or steps < 1:
         raise dlsgan.UserError("--count and --steps must be at least 1")
     config, state = dlsgan.read_checkpoint(checkpoint)
-    models = {"DLSGAN": dlsgan.load(checkpoint)}
+    models, trained = {"DLSGAN": dlsgan.load(checkpoint)}, {"DLSGAN": state["step"] * config.batch_size}
     if lia_folder:
         models["LIA"], other = lia.load(lia_folder)
         if (other.dataset, other.resolution) != (config.dataset, config.resolution):
             raise dlsgan.UserError(f"{checkpoint} knows {config.dataset}, {lia_folder} knows {other.dataset}")
+        trained["LIA"] = other.images
     config.data_dir = data_dir or f"data/{config.dataset}"
     torch.set_num_threads(1)
     x = dlsgan.to_float(dlsgan.LOADERS[config.dataset](config)[1][:count])
     result = {"command": f"python -m toy_experiments.invert_by_optimization --checkpoint {checkpoint} --count {count} "
               f"--steps {steps}" + (f" --lia {lia_folder}" if lia_folder else ""), "test_images": len(x)}
-    result |= {"training_images": state["step"] * config.batch_size, "machine": f"one thread of {processor()}"}
+    result |= {"training_images": trained, "machine": f"one thread of {processor()}"}
     pictures = {}
     for name, model in models.items():
         result[name], pictures[name] = study(model, x, steps)

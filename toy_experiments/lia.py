@@ -133,7 +133,7 @@ def train_stage_2(
     encoder.to(device, memory_format=torch.channels_last)
     result, critic = copy.deepcopy(encoder).requires_grad_(False), copy.deepcopy(gan.discriminator).requires_grad_(True)
     decode = gan.generator if variational else without_map(gan.generator)  # frozen: its weights take no gradient
-    optimizers = [torch.optim.Adam(network.parameters(), c.lr / 2, (0.9, 0.99)) for network in (encoder, critic)]
+    optimizers = [torch.optim.Adam(network.parameters(), c.lr, (0.9, 0.99)) for network in (encoder, critic)]
     rng, stateful = torch.Generator().manual_seed(c.seed), {"encoder": encoder, "average": result, "critic": critic}
     stateful |= {"optimizer": optimizers[0], "optimizer_c": optimizers[1], "rng": rng}
     record |= {"pixel_loss": [], "gradient": {name: [] for name in LAYERS}}
@@ -160,7 +160,7 @@ def train_stage_2(
         for name in LAYERS:
             record["gradient"][name].append(encoder.get_submodule(name).weight.grad.norm().item())
         for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = c.lr / 2 * 0.1 ** (step / steps)
+            optimizer.param_groups[0]["lr"] = c.lr * 0.1 ** (step / steps)
             optimizer.step()
             optimizer.zero_grad()
         common.average(result, encoder, step)
