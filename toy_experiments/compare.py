@@ -149,9 +149,9 @@ def run(method: str, config: dlsgan.Config, runs: Path = Path("runs"), inception
         raise dlsgan.UserError(f"unknown method {method!r}: choose {', '.join(METHODS)}")
     folder = runs / f"{config.dataset}-{config.images}"
     row = folder / f"compare-{method}.json"
-    if row.exists():
+    if row.exists() and (found := json.loads(row.read_text()))["seed"] == config.seed:
         print(f"{method}: already measured ({row}; delete it to do it again)")
-        return json.loads(row.read_text())
+        return found
     network = measures.load_inception(inception) if inception else None
     images, test_images = dlsgan.LOADERS[config.dataset](config)
     test = dlsgan.to_float(test_images[:SAMPLES])

@@ -53,8 +53,8 @@ def optimise(
             loss = (y - x).square().flatten(1).mean(1).sum()  # a sum over images, so that none feels the size of the batch
         seconds += common.clock(x.device) - before
         if step in MARKS or step == steps:
-            values = dlsgan.psnr(y.detach().clamp(-1, 1), x).tolist()
-            trace.append({"step": step, "seconds": seconds / len(x), "psnr": [round(value, 3) for value in values]})
+            psnr = dlsgan.psnr(y.detach().clamp(-1, 1), x).tolist()
+            trace.append({"step": step, "seconds": seconds / len(x), "psnr": psnr})
         if step < steps:
             before = common.clock(x.device)
             (code.grad,) = torch.autograd.grad(loss, code)
@@ -81,7 +81,8 @@ def starting_points(model: dlsgan.DLSGAN, x: Tensor, seed: int = 0) -> dict[str,
 
 
 def study(model: dlsgan.DLSGAN, x: Tensor, steps: int) -> tuple[dict, dict]:
-    """{space: {start: trace}} and reconstructions for the figure; the encoder's time is part of its traces."""
+    """{space: {start: trace}} and reconstructions for the figure. The points of a trace have step, seconds per image (the
+    encoder's own included), mean PSNR, and the share of poor images, those more than 3 dB below the median."""
     traces, pictures = {}, {}
     with torch.no_grad():
         model.encode(x)  # the first call is slower
@@ -92,18 +93,17 @@ def study(model: dlsgan.DLSGAN, x: Tensor, steps: int) -> tuple[dict, dict]:
         traces[space], lr = {}, 0.05 * given["spread"]
         for start in STARTS:
             code, trace = optimise(given["decode"], x, given["codes"][start], steps, lr)
+            pictures[space, start], traces[space][start] = given["decode"](code).detach(), []
             for point in trace:
-                point["seconds"] = round(point["seconds"] + encoding * (start == "encoder"), 5)
-            traces[space][start], pictures[space, start] = trace, given["decode"](code).detach()
+                seconds, psnr = point["seconds"] + encoding * (start == "encoder"), np.array(point["psnr"])
+                told = {"psnr": round(psnr.mean(), 3), "poor": round((psnr < np.median(psnr) - 3).mean(), 3)}
+                traces[space][start].append({"step": point["step"], "seconds": round(seconds, 5)} | told)
     return traces, pictures
 
 
 def at(trace: list[dict], step: int) -> dict:
-    """The last point of a trace up to a step, with the mean PSNR and the share of images more than 3 dB below the median."""
-    point = [point for point in trace if point["step"] <= step][-1]
-    values = np.array(point["psnr"])
-    summary = {"psnr": round(values.mean(), 2), "poor": round((values < np.median(values) - 3).mean(), 3)}
-    return {"step": point["step"], "seconds": point["seconds"]} | summary
+    """The last point of a trace up to a step."""
+    return [point for point in trace if point["step"] <= step][-1]
 
 
 def main(
@@ -152,8 +152,8 @@ def draw(result: dict, pictures: dict, x: Tensor, path: Path) -> None:
         for axis, space in zip(row, spaces, strict=False):
             for start, style in zip(STARTS, ("s:", "^--", "o-"), strict=True):
                 trace = result[name][space][start]
-                means = [np.mean(point["psnr"]) for point in trace]
-                axis.plot([point["seconds"] for point in trace], means, style, markersize=3.5, label=start)
+                x_y = [point["seconds"] for point in trace], [point["psnr"] for point in trace]
+                axis.plot(*x_y, style, markersize=3.5, label=start)
             axis.set(xscale="log", title=f"{name}, descent on {space}", xlabel="seconds an image", ylabel="PSNR, dB")
             axis.grid(alpha=0.3)
         n = min(8, len(x))
