@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import csv
 import dataclasses
 import gzip
 import importlib.util
@@ -17,6 +18,8 @@ import struct
 import subprocess
 import sys
 import threading
+import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +36,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import dlsgan
 from toy_experiments import (
     align,
+    common,
+    compare,
     export,
+    invert_by_optimization,
+    lia,
     linear_gaussian,
     measures,
     naive,
@@ -1350,3 +1357,297 @@ def test_every_figure_of_the_paper_is_drawn(kept, monkeypatch, capsys):
 def test_the_authors_spectrum_is_whole():
     v = np.array(json.loads((ROOT / "toy_experiments/results/author_celeba128_v.json").read_text())["v"])
     assert len(v) == 512 and (v > 0.5).sum() == 26 and v.sum() == pytest.approx(26.0248, abs=1e-4)
+
+
+# ---- Toy experiments: LIA, inversion by optimisation, the comparison of methods --------------------------------------
+
+
+@pytest.fixture
+def tiny_plain():
+    """A configuration and training images for the experiments on images."""
+    config = common.configure("cartoon", **TINY | {"images": 48})
+    return config, *dlsgan.LOADERS["cartoon"](config)
+
+
+@pytest.fixture
+def strong_map():
+    """An invertible map of 6 dimensions in float64 that moves its input far."""
+    mapping = double(lia.InvertibleMapping(6))
+    with torch.no_grad():
+        for parameter in mapping.parameters():
+            parameter.normal_().mul_(200)
+    return mapping
+
+
+@pytest.mark.parametrize("latent_dim", [2, 32, 512])
+def test_the_invertible_map_has_an_exact_inverse(latent_dim):
+    mapping, z = lia.InvertibleMapping(latent_dim).double(), 3 * torch.randn(50, latent_dim, dtype=torch.float64)
+    y = mapping(z)
+    assert (mapping.inverse(y) - z).abs().max() < 1e-10
+    assert (mapping(mapping.inverse(z)) - z).abs().max() < 1e-10
+    assert (y - z).abs().mean() > 0.1
+
+
+def test_the_invertible_map_against_its_definition(strong_map):
+    z = np.random.default_rng(0).normal(size=(5, 6))
+    expected = z.copy()
+    for layers in strong_map.couplings:
+        shift = expected[:, :3]
+        for layer, fan_in in zip(layers, (3, 6), strict=True):
+            weight, bias = (p.detach().numpy() * 0.01 for p in (layer.weight, layer.bias))
+            shift = math.sqrt(2) * (shift @ weight.T / math.sqrt(fan_in) + bias)
+            shift = np.where(shift > 0, shift, 0.2 * shift)
+        expected = np.concatenate((expected[:, :3], expected[:, 3:] - shift), 1)[:, ::-1]
+    np.testing.assert_allclose(strong_map(torch.from_numpy(z)).detach(), expected, rtol=1e-12)
+    assert np.abs(expected).max() > 5
+
+
+def test_the_invertible_map_keeps_volumes(strong_map):
+    for z in torch.randn(4, 6, dtype=torch.float64):
+        jacobian = torch.autograd.functional.jacobian(lambda z: strong_map(z[None])[0], z)
+        assert abs(torch.linalg.slogdet(jacobian)[1].item()) < 1e-10
+        y = strong_map(z[None])[0]
+        back = torch.autograd.functional.jacobian(lambda y: strong_map.inverse(y[None])[0], y)
+        torch.testing.assert_close(back @ jacobian, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-8)
+
+
+def test_the_invertible_map_needs_two_halves():
+    with pytest.raises(dlsgan.UserError, match="5 latent dimensions are odd"):
+        lia.InvertibleMapping(5)
+
+
+def test_kl_divergence_against_torch_distributions():
+    mean, log_variance = torch.randn(2, 7, 3, dtype=torch.float64)
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(mean, (log_variance / 2).exp()), normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(lia.kl_to_prior(mean, log_variance), expected)
+
+
+def test_perceptual_features_are_those_inside_the_discriminator():
+    discriminator, seen = dlsgan.Discriminator(32, 3, 4, 0.02), []
+    discriminator.blocks[2].register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    x = torch.randn(2, 3, 32, 32)
+    discriminator(x)
+    features = lia.features(discriminator, x)
+    assert features.shape[2:] == (4, 4)
+    torch.testing.assert_close(features, seen[0])
+
+
+@pytest.mark.parametrize("kind", lia.KINDS)
+def test_stage_2_trains_an_encoder_and_nothing_else(kind, tiny_plain, tmp_path):
+    config, images, _ = tiny_plain
+    gan = lia.train_stage_1(config, images, tmp_path, kind == "lia", {})
+    before, record = copy.deepcopy(gan.state_dict()), {}
+    encoder = lia.train_stage_2(gan, config, kind, images, None, record)
+    assert all(torch.equal(value, before[name]) for name, value in gan.state_dict().items())
+    assert len(record["pixel_loss"]) == 4 and all(len(norms) == 4 for norms in record["gradient"].values())
+    torch.manual_seed(config.seed + 1)  # the first step, again
+    first = dlsgan.Discriminator(16, 3, 8 if kind == "variational" else 4, config.width)
+    x = dlsgan.to_float(next(dlsgan.batches(images, 4, config.seed + 1, 0, False)))
+    code = first(x)[1]
+    if kind == "variational":
+        noise = torch.randn(4, 4, generator=torch.Generator().manual_seed(config.seed))
+        code = gan.generator.mapping(code[:, :4] + (code[:, 4:] / 2).exp() * noise)
+    fake = lia.without_map(gan.generator)(code)
+    assert record["pixel_loss"][0] == pytest.approx((fake - x).square().mean().item(), rel=1e-4)
+    system = lia.Autoencoder(gan, encoder, kind)
+    again, code = system.reconstruct(x), encoder(x)[1]
+    if kind == "variational":
+        torch.testing.assert_close(again, gan.generator(code[:, :4]))
+    else:
+        torch.testing.assert_close(again, lia.without_map(gan.generator)(code), rtol=1e-4, atol=1e-4)
+    if kind == "lia":  # y = f(x), z = phi^-1(y), x~ = g(phi(z))
+        torch.testing.assert_close(gan.generator.mapping(system.encode(x)), code, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lia", "variational"])
+def test_the_gradients_of_stage_2_are_those_of_its_loss(kind, tiny_plain, tmp_path, monkeypatch):
+    config, images, _ = tiny_plain
+    gan = lia.train_stage_1(config, images, tmp_path, kind == "lia", {})
+    record, config = {}, dataclasses.replace(config, images=12)  # a single step
+    lia.train_stage_2(gan, config, kind, images, None, record)
+    torch.manual_seed(config.seed + 1)
+    first = dlsgan.Discriminator(16, 3, 8 if kind == "variational" else 4, config.width)
+    x = dlsgan.to_float(next(dlsgan.batches(images, 4, config.seed + 1, 0, False)))
+    code, kl = first(x)[1], 0.0
+    if kind == "variational":
+        mean, deviation = code[:, :4], (code[:, 4:] / 2).exp()
+        normal = torch.distributions.Normal
+        kl = torch.distributions.kl_divergence(normal(mean, deviation), normal(0.0, 1.0)).sum() / 4 / (3 * 16 * 16)
+        code = mean + deviation * torch.randn(4, 4, generator=torch.Generator().manual_seed(config.seed))
+    fake = gan.generator(code) if kind == "variational" else lia.without_map(gan.generator)(code)
+    real_features, fake_features = lia.features(gan.discriminator, x), lia.features(gan.discriminator, fake)
+    loss = F.mse_loss(fake, x) + F.mse_loss(fake_features, real_features) / real_features.square().mean()
+    loss = loss - 0.1 * F.logsigmoid(gan.discriminator(fake)[0]).mean() + kl
+    loss.backward()
+    assert record["gradient"]["latent_head"][0] == pytest.approx(first.latent_head.weight.grad.norm().item(), rel=1e-3)
+    assert record["gradient"]["from_rgb"][0] == pytest.approx(first.from_rgb.weight.grad.norm().item(), rel=1e-3)
+
+
+def test_volatility_of_a_known_series():
+    norms = [1.0, 3.0] * 25 + [2.0] * 50 + [7.0] * 100
+    np.testing.assert_allclose(lia.volatility(norms), [0.5, 0, 0, 0])
+
+
+def test_training_any_two_networks_is_the_training_of_dlsgan(tiny_plain):
+    config, images, _ = tiny_plain
+    config = dataclasses.replace(config, out="a")
+    list(dlsgan.train(config))
+    torch.manual_seed(config.seed)
+    model = common.train_gan(dlsgan.build(config), config, images)
+    expected = dlsgan.load("a").state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_a_stopped_experiment_goes_on_where_it_was(tiny_plain, tmp_path, monkeypatch):
+    config, images, _ = tiny_plain
+    ticks, step, calls = iter(range(0, 10**6, 100)), dlsgan.train_step, []
+    monkeypatch.setattr(common, "clock", lambda device: next(ticks))  # a state is kept after each step
+
+    def train(path, last=None):
+        def limited(*arguments):
+            calls.append(1)
+            if len(calls) == last:
+                raise KeyboardInterrupt
+            return step(*arguments)
+
+        monkeypatch.setattr(dlsgan, "train_step", limited)
+        torch.manual_seed(config.seed)
+        record = {}
+        return common.train_gan(dlsgan.build(config), config, images, path, record).state_dict(), record
+
+    whole, record = train(tmp_path / "whole.pt")
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts.pt", last=6)
+    parts, record_of_parts = train(tmp_path / "parts.pt")
+    assert len(calls) == 6 + 7 and record_of_parts == record
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    with pytest.raises(dlsgan.UserError, match="parts.pt is not of this run"):
+        common.train_gan(dlsgan.build(config), dataclasses.replace(config, seed=3), images, tmp_path / "parts.pt")
+
+
+@pytest.mark.parametrize("rank", [4, 2])
+def test_an_encoder_trained_afterwards_finds_what_the_generator_kept(rank):
+    """x = z A: the optimal encoder of Gaussian z recovers rank(A) of d dimensions, E|z - z_hat|^2 / d = 1 - rank / d."""
+    basis = torch.linalg.qr(torch.randn(4, 4))[0]
+    a = basis[:, :rank] @ torch.randn(rank, 5) if rank < 4 else torch.cat((basis, basis[:, :1]), 1)
+
+    class Encoder(nn.Linear):
+        def forward(self, x):
+            return None, super().forward(x)
+
+    config = common.configure("cartoon", batch_size=64, lr=0.05)
+    encoder = common.train_encoder(lambda z: z @ a, Encoder(5, 4), 4, config, 64 * 500)
+    z = torch.randn(4000, 4)
+    assert (encoder(z @ a)[1] - z).square().mean().item() == pytest.approx(1 - rank / 4, abs=0.02)
+
+
+def test_optimisation_finds_the_least_squares_solution():
+    a, x = torch.randn(3, 64, dtype=torch.float64), torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    def decode(z):
+        return (z @ a).view(-1, 1, 8, 8)
+    start = torch.randn(4, 3, dtype=torch.float64)
+    code, trace = invert_by_optimization.optimise(decode, x, start, 1000, 0.02)
+    best = torch.linalg.lstsq(a.T, x.flatten(1).T).solution.T
+    torch.testing.assert_close(code, best, rtol=0, atol=1e-3)
+    assert [point["step"] for point in trace] == [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+    np.testing.assert_allclose(trace[0]["psnr"], dlsgan.psnr(decode(start).clamp(-1, 1), x), atol=1e-3)
+    np.testing.assert_allclose(trace[-1]["psnr"], dlsgan.psnr(decode(best).clamp(-1, 1), x), atol=1e-2)
+    alone, _ = invert_by_optimization.optimise(decode, x[:1], start[:1], 30, 0.02)
+    together, _ = invert_by_optimization.optimise(decode, x, start, 30, 0.02)
+    torch.testing.assert_close(alone, together[:1])
+
+
+@pytest.mark.parametrize("invertible", [False, True])
+def test_the_starts_in_both_spaces_are_the_same_images(invertible):
+    model = dlsgan.build(dlsgan.Config(**TINY)).requires_grad_(False)
+    model.latent_scale.v.copy_(torch.tensor([0.9, 0.5, 0.3, 0.1]))
+    if invertible:
+        model.latent_scale.enabled, model.generator.mapping = False, lia.InvertibleMapping(4).requires_grad_(False)
+    x = torch.rand(3, 3, 16, 16)
+    spaces = invert_by_optimization.starting_points(model, x)
+    assert list(spaces) == ["z", "y" if invertible else "w"]
+    z, w = spaces.values()
+    for start in ("random", "encoder") + ("mean",) * invertible:
+        torch.testing.assert_close(z["decode"](z["codes"][start]), w["decode"](w["codes"][start]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(w["decode"](w["codes"]["encoder"]), model.reconstruct(x))
+    assert w["codes"]["mean"].std(0).max() < 1e-6
+
+
+def test_the_comparison_from_training_to_table(tiny_plain, tmp_path, monkeypatch, capsys):
+    config, images, test_images = tiny_plain
+    monkeypatch.setattr(compare.Optimised.__init__, "__defaults__", (2,))  # steps
+
+    def train_eigengan(config, images, path, record):  # stands in for the experiment, with its own latent_dim
+        record["seconds"], generator = 1.0, dlsgan.Generator(16, 3, 8, 1, 0.02).requires_grad_(False)
+        generator.latent_dim = 8
+        return generator
+
+    monkeypatch.setitem(sys.modules, "toy_experiments.eigengan", None)  # as if the file were not there
+    with pytest.raises(dlsgan.UserError, match="eigengan.py is not there"):
+        compare.run("eigengan", config, tmp_path)
+    for method in compare.METHODS.keys() - {"eigengan"}:
+        compare.run(method, config, tmp_path)
+    compare.table(config, tmp_path, tmp_path)
+    assert "not there: eigengan\nFID: absent" in capsys.readouterr().out
+    stand_in = types.SimpleNamespace(train=train_eigengan)
+    monkeypatch.setitem(sys.modules, "toy_experiments.eigengan", stand_in)
+    compare.run("eigengan", config, tmp_path)
+    result = compare.table(config, tmp_path, tmp_path)
+    rows = {row["method"]: row for row in result["rows"]}
+    assert rows.keys() == compare.METHODS.keys() and not result["missing"]
+    assert json.loads((tmp_path / "compare-cartoon.json").read_text())["images"] == 48
+    with open(tmp_path / "compare-cartoon.csv") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["psnr_test"]) for row in table] == [row["psnr_test"] for row in result["rows"]]
+    model, _ = compare.METHODS["lia-mlp"](config, images, tmp_path / "cartoon-48")  # trained already
+    x = dlsgan.to_float(test_images)
+    y = lia.without_map(model.generator)(model.discriminator(x)[1]).clamp(-1, 1)
+    assert rows["lia-mlp"]["mse_test"] == pytest.approx((x - y).square().mean().item(), rel=1e-4)
+    networks = (model.generator, model.discriminator)
+    assert rows["lia-mlp"]["parameters"] == sum(p.numel() for network in networks for p in network.parameters())
+    for method in compare.METHODS.keys() - {"eigengan", "lia", "dlsgan", "no-scale"}:  # these share one generator
+        assert rows[method]["spread"] == pytest.approx(rows["lia-mlp"]["spread"], rel=1e-5)
+    capsys.readouterr()
+    compare.run("dlsgan", config, tmp_path)
+    assert "already measured" in capsys.readouterr().out
+
+
+def test_lia_and_inversion_by_optimisation_from_training_to_figure(tiny_plain, tmp_path, capsys):
+    config, _, _ = tiny_plain
+    result = lia.main(config, tmp_path, tmp_path)
+    assert result["inverse_error"] < 1e-10 and "|phi(phi^-1(y)) - y| at most" in capsys.readouterr().out
+    assert (tmp_path / "lia-cartoon.png").exists() and "l_enc" not in result["mlp"]
+    list(dlsgan.train(dataclasses.replace(config, out="run", images=16)))
+    found = invert_by_optimization.main("run", str(tmp_path / "cartoon-48"), "", 3, 6, tmp_path)
+    for name, spaces in (("DLSGAN", "zw"), ("LIA", "zy")):
+        assert "".join(found[name]) == spaces
+        for space in spaces:
+            ends = found[name][space]["summary"]
+            assert set(ends) == {"encoder alone", *(f"{start} + 6 steps" for start in invert_by_optimization.STARTS)}
+            assert ends["encoder alone"]["seconds"] < ends["encoder + 6 steps"]["seconds"]
+    x = dlsgan.to_float(dlsgan.LOADERS["cartoon"](config)[1][:3])
+    expected = dlsgan.psnr(x, dlsgan.load("run").reconstruct(x).clamp(-1, 1)).mean().item()
+    assert found["DLSGAN"]["w"]["summary"]["encoder alone"]["psnr"] == pytest.approx(expected, abs=0.02)
+    assert (tmp_path / "invert_by_optimization-cartoon.png").exists()
+    with pytest.raises(dlsgan.UserError, match="no finished LIA in run"):
+        invert_by_optimization.main("run", "run", "", 3, 6, tmp_path)
+
+
+@pytest.mark.parametrize("command, told", [
+    ("lia --dataset nonsense", "unknown data set 'nonsense'"),
+    ("lia --images 0", "--images 0 is out of range"),
+    ("compare run nonsense", "unknown method 'nonsense'"),
+    ("compare table", "nothing in runs/cartoon-24000"),
+    ("invert_by_optimization --checkpoint nowhere", "nowhere cannot be read"),
+    ("invert_by_optimization --checkpoint x --steps 0", "--count and --steps must be at least 1"),
+])
+def test_experiments_answer_bad_input_with_one_line(command, told, monkeypatch, capsys):
+    name, *arguments = command.split()
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the module has been imported already
+        runpy.run_module(f"toy_experiments.{name}", run_name="__main__")
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and told in error and error.count("\n") == 1

@@ -1,0 +1,246 @@
+"""Ways to invert a GAN in one table, from the same blocks, on the same data, judged by the same code.
+
+Purpose. Each method gets the same budget of training images (--images). Those with one stage spend it on that; those with
+two spend two thirds on a GAN and one third on the encoder, where an image counts the same if it is real or generated.
+
+    dlsgan            this repository's method
+    no-scale          the same without the latent scale
+    encoder-after     plain GAN, then an encoder trained on generated images by the squared error of z
+    lia               plain GAN with an invertible map, then an encoder to y (toy_experiments/lia.py)
+    lia-mlp           the same with an MLP as mapping network, encoder to w
+    eigengan          EigenGAN, then an encoder as in encoder-after (toy_experiments/eigengan.py)
+    optimisation      the GAN of encoder-after, then 100 steps of gradient descent on w from its mean, for each image anew
+
+    python -m toy_experiments.compare run dlsgan lia --dataset mnist --images 24000     some methods; all without names
+    python -m toy_experiments.compare table --dataset mnist --images 24000              CSV, JSON and figure of what has run
+
+A method that was stopped goes on where it was (runs/DATASET-IMAGES); one that is finished is not repeated; lia.py shares
+what it has trained. About 5 minutes on one core for each method at 24,000 images. The second command writes
+results/compare-mnist.json, .csv and .png, prints the table in Markdown, and names the methods that are not there yet.
+"""
+
+import csv
+import dataclasses
+import importlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import dlsgan
+from toy_experiments import common, lia, measures
+from toy_experiments.invert_by_optimization import optimise
+from toy_experiments.results import processor
+
+COLUMNS = {  # of the table: (heading, format)
+    "mse_test": ("MSE, test", ".3f"),
+    "psnr_test": ("PSNR, test", ".2f"),
+    "ssim_test": ("SSIM, test", ".2f"),
+    "gain_test": ("gain over the mean image, test", "+.2f"),
+    "mse_generated": ("MSE, generated", ".3f"),
+    "psnr_generated": ("PSNR, generated", ".2f"),
+    "ssim_generated": ("SSIM, generated", ".2f"),
+    "gain_generated": ("gain, generated", "+.2f"),
+    "spread": ("spread", ".2f"),
+    "swd": ("SWD x 1000", ".0f"),
+    "fid": ("FID", ".1f"),
+    "seconds_per_image": ("seconds an inverted image", ".4f"),
+    "parameters": ("parameters of generator and encoder", ",d"),
+    "images": ("training images", ",d"),
+    "minutes": ("minutes", ".1f"),
+}
+SAMPLES = 1000  # images on either side of the distances between sets
+
+
+class Optimised(dlsgan.DLSGAN):
+    """A GAN whose images are inverted by gradient descent on w, from the mean of w; its encoder is not used."""
+
+    def __init__(self, gan: dlsgan.DLSGAN, steps: int = 100):
+        super().__init__(gan.generator, gan.discriminator, gan.latent_scale)
+        self.synthesis, self.steps = lia.without_map(gan.generator), steps
+        with torch.no_grad():
+            w = gan.generator.mapping(dlsgan.prior(4096, gan.latent_scale, torch.Generator().manual_seed(0)))
+        self.mean, self.lr = w.mean(0), 0.05 * w.std(0).mean().item()
+
+    def encode(self, x: Tensor) -> Tensor:
+        return optimise(self.synthesis, x, self.mean.repeat(len(x), 1), self.steps, self.lr)[0]
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.synthesis(self.encode(x))
+
+
+def train_dlsgan(config, images, folder, scaled=True):
+    config, record = dataclasses.replace(config, latent_scale=scaled), {}
+    torch.manual_seed(config.seed)
+    name = "dlsgan" if scaled else "no-scale"
+    return common.train_gan(dlsgan.build(config), config, images, folder / f"{name}.pt", record), record["seconds"]
+
+
+def train_encoder_after(config, images, folder):
+    first, second = {}, {}
+    gan = lia.train_stage_1(config, images, folder, False, first)
+    torch.manual_seed(config.seed + 1)
+    encoder, budget = dlsgan.build(config).discriminator, round((1 - lia.GAN_SHARE) * config.images)
+    path = folder / "encoder-after.pt"
+    encoder = common.train_encoder(gan.decode, encoder, config.latent_dim, config, budget, path, second)
+    return dlsgan.DLSGAN(gan.generator, encoder, gan.latent_scale), first["seconds"] + second["seconds"]
+
+
+def train_lia(config, images, folder, kind="lia"):
+    system, record = lia.fit(kind, config, images, folder)
+    return system, 60 * record["minutes"]
+
+
+def train_eigengan(config, images, folder):
+    try:
+        eigengan = importlib.import_module("toy_experiments.eigengan")
+    except ModuleNotFoundError:
+        raise dlsgan.UserError("toy_experiments/eigengan.py is not there") from None
+    first, second = {}, {}
+    stage_1 = dataclasses.replace(config, images=round(lia.GAN_SHARE * config.images))
+    generator = eigengan.train(stage_1, images, path=folder / "gan-eigengan.pt", record=first)
+    torch.manual_seed(config.seed + 1)
+    encoder = dlsgan.build(dataclasses.replace(config, latent_dim=generator.latent_dim)).discriminator
+    budget, path = round((1 - lia.GAN_SHARE) * config.images), folder / "encoder-after-eigengan.pt"
+    encoder = common.train_encoder(generator, encoder, generator.latent_dim, config, budget, path, second)
+    scale = dlsgan.LatentScale(generator.latent_dim, enabled=False).to(dlsgan.pick_device(config.device))
+    return dlsgan.DLSGAN(generator, encoder, scale), first["seconds"] + second["seconds"]
+
+
+def train_optimisation(config, images, folder):
+    record = {}
+    gan = lia.train_stage_1(config, images, folder, False, record)
+    return Optimised(gan), record["seconds"]
+
+
+METHODS = {
+    "dlsgan": train_dlsgan,
+    "no-scale": lambda *arguments: train_dlsgan(*arguments, scaled=False),
+    "encoder-after": train_encoder_after,
+    "lia": train_lia,
+    "lia-mlp": lambda *arguments: train_lia(*arguments, kind="mlp"),
+    "eigengan": train_eigengan,
+    "optimisation": train_optimisation,
+}
+
+
+def measure(model: dlsgan.DLSGAN, test: Tensor, inception: torch.nn.Module | None) -> dict:
+    """The columns that depend on the trained model alone; test [N, C, H, W] on the CPU."""
+    device, few = next(model.parameters()).device, test[: dlsgan.EVALUATED]
+    result = {key: value for key, value in dlsgan.evaluate(model, few).items() if key in COLUMNS}
+    with torch.no_grad():
+        samples = torch.cat([model.sample(50, seed).cpu() for seed in range(-(-len(test) // 50))])[: len(test)]
+        x = few[:32].to(device)
+        before = common.clock(device)
+        model.encode(x)
+        result["seconds_per_image"] = (common.clock(device) - before) / len(x)
+    networks = [model.generator] + [model.discriminator] * (not isinstance(model, Optimised))
+    result["parameters"] = sum(p.numel() for network in networks for p in network.parameters())
+    result["swd"] = measures.swd(samples, test)["mean"]
+    return result | ({"fid": measures.fid(samples, test, inception)} if inception else {})
+
+
+def run(method: str, config: dlsgan.Config, runs: Path = Path("runs"), inception: str | None = None) -> dict:
+    """Trains and measures one method; its row and its pictures stay in runs/DATASET-IMAGES/compare-METHOD.{json,npz}."""
+    if method not in METHODS:
+        raise dlsgan.UserError(f"unknown method {method!r}: choose {', '.join(METHODS)}")
+    folder = runs / f"{config.dataset}-{config.images}"
+    row = folder / f"compare-{method}.json"
+    if row.exists() and (found := json.loads(row.read_text()))["seed"] == config.seed:
+        print(f"{method}: already measured ({row}; delete it to do it again)")
+        return found
+    network = measures.load_inception(inception) if inception else None
+    images, test_images = dlsgan.LOADERS[config.dataset](config)
+    test = dlsgan.to_float(test_images[:SAMPLES])
+    model, seconds = METHODS[method](config, images, folder)
+    used = round(lia.GAN_SHARE * config.images) if method == "optimisation" else config.images
+    result = {"method": method, "seed": config.seed, "images": used, "minutes": seconds / 60}
+    result |= measure(model, test, network)
+    others = dlsgan.to_float(test_images[SAMPLES : 2 * SAMPLES])  # what a perfect generator could reach
+    result["swd_of_other_test_images"] = measures.swd(others, test)["mean"] if len(others) else math.nan
+    with torch.no_grad():
+        x = test[:8].to(next(model.parameters()).device)
+        pictures = {"x": x, "reconstructions": model.reconstruct(x), "samples": model.sample(8)}
+    np.savez(folder / f"compare-{method}.npz", **{key: dlsgan.to_uint8(value.cpu()) for key, value in pictures.items()})
+    row.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{method}: test {result['psnr_test']:.2f} dB ({result['gain_test']:+.2f} over the mean image), "
+          f"SWD {result['swd']:.0f}, {result['minutes']:.1f} minutes", flush=True)
+    return result
+
+
+def table(config: dlsgan.Config, runs: Path = Path("runs"), results: Path = common.RESULTS) -> dict:
+    """What has been measured, as JSON, CSV, figure and Markdown; says which methods are missing."""
+    folder = runs / f"{config.dataset}-{config.images}"
+    rows = [json.loads(path.read_text()) for m in METHODS if (path := folder / f"compare-{m}.json").exists()]
+    if not rows:
+        raise dlsgan.UserError(f"nothing in {folder}: first python -m toy_experiments.compare run METHOD")
+    options = f"--dataset {config.dataset} --images {config.images}"
+    result = {"command": f"python -m toy_experiments.compare run {options}", "images": config.images, "seed": config.seed,
+              "machine": f"one thread of a busy machine, {processor()}; seconds and minutes are of processor time"}
+    result |= {"missing": sorted(METHODS.keys() - {row["method"] for row in rows}), "rows": rows}
+    columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in rows)}
+    stem = results / f"compare-{config.dataset}"
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    with open(stem.with_suffix(".csv"), "w", newline="") as file:
+        writer = csv.DictWriter(file, ("method", *columns), extrasaction="ignore", restval="")
+        writer.writerows(({"method": "method"} | {key: key for key in columns}, *rows))
+    print("| method | " + " | ".join(heading for heading, _ in columns.values()) + " |")
+    print("|---" * (1 + len(columns)) + "|")
+    for row in rows:
+        cells = (format(row[key], form) if key in row else "absent" for key, (_, form) in columns.items())
+        print(f"| {row['method']} | " + " | ".join(cells) + " |")
+    if result["missing"]:
+        print(f"not there: {', '.join(result['missing'])}")
+    if "fid" not in columns:
+        print("FID: absent (run with --inception FILE)")
+    draw(rows, folder, stem.with_suffix(".png"), f"{config.dataset}, {config.images:,} training images a method")
+    return result
+
+
+def draw(rows: list[dict], folder: Path, path: Path, title: str) -> None:
+    """Gains of reconstructions over the mean image; distance of samples from the data; the pictures themselves."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((12, 1.5 + 0.5 * len(rows)), layout="constrained")
+    figure.suptitle(title)
+    gains, distances, faces, samples = figure.subplots(1, 4, width_ratios=(1, 1, 1.3, 1.3))
+    y, names = np.arange(len(rows)), [row["method"] for row in rows]
+    for shift, key, colour in ((-0.2, "test", "#30638e"), (0.2, "generated", "#edae49")):
+        gains.barh(y + shift, [row[f"gain_{key}"] for row in rows], 0.4, color=colour, label=f"{key} images")
+    gains.set(yticks=y, yticklabels=names, xlabel="dB", title="reconstructions over\nthe mean image")
+    gains.legend(frameon=False, fontsize=8)
+    distances.barh(y, [row["swd"] for row in rows], 0.6, color="0.5")
+    distances.axvline(rows[0]["swd_of_other_test_images"], color="#d1495b", linestyle="--")
+    distances.set(yticks=[], xlabel="SWD x 1000", title="samples, distance from data\n(dashed: other test images)")
+    for axis in (gains, distances):
+        axis.invert_yaxis()
+    pictures = [np.load(folder / f"compare-{name}.npz") for name in names]
+    for axis, key, first in ((faces, "reconstructions", [pictures[0]["x"]]), (samples, "samples", [])):
+        shown = [dlsgan.to_float(part) for part in (*first, *(picture[key] for picture in pictures))]
+        axis.imshow(dlsgan.grid(shown), cmap="gray", interpolation="nearest")
+        labels = ["test image"] * len(first) + names
+        axis.set(xticks=[], yticks=(np.arange(len(shown)) + 0.5) * shown[0].shape[2], yticklabels=labels, title=key)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    parser = common.parser(__doc__)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"{', '.join(METHODS)} (default: all)")
+    parser.add_argument("--inception", help="TorchScript file inception-2015-12-05.pt, for FID")
+    given = vars(parser.parse_args())
+    what, methods, inception = (given.pop(key) for key in ("what", "methods", "inception"))
+    with common.one_line("compare"):
+        config = common.configure(**given)
+        if what == "table":
+            table(config)
+        for method in methods or METHODS if what == "run" else ():
+            try:
+                run(method, config, inception=inception)
+            except dlsgan.UserError as error:
+                if methods:
+                    raise
+                print(f"{method}: skipped: {error}")  # the others can go on
