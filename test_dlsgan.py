@@ -1274,7 +1274,7 @@ def test_conditional_edits_keep_all_other_distances():
     random = np.random.default_rng(1)
     normals = F.normalize(torch.tensor(random.normal(size=(4, 9))), dim=1).numpy()
     offsets, codes = random.normal(size=4), random.normal(size=(5, 9))
-    t = interfacegan.direction(normals, 1, True)
+    t = interfacegan.direction(normals, 1, [0, 2, 3])
     others = np.delete(normals, 1, 0)
     np.testing.assert_allclose(others @ t, 0, atol=1e-12)
     residual = normals[1] - others.T @ np.linalg.lstsq(others.T, normals[1], rcond=None)[0]  # the projection, another way
@@ -1282,10 +1282,10 @@ def test_conditional_edits_keep_all_other_distances():
     edited = interfacegan.edit(codes, normals[1], offsets[1], t, 2.0)
     np.testing.assert_allclose(edited @ normals[1] + offsets[1], 2.0)
     np.testing.assert_allclose(edited @ others.T, codes @ others.T, atol=1e-12)
-    plain = interfacegan.edit(codes, normals[1], offsets[1], interfacegan.direction(normals, 1, False), 2.0)
+    plain = interfacegan.edit(codes, normals[1], offsets[1], interfacegan.direction(normals, 1), 2.0)
     np.testing.assert_allclose(plain @ normals[1] + offsets[1], 2.0)
     assert np.abs((plain - codes) @ others.T).max() > 0.1
-    two = interfacegan.direction(normals[:2], 0, True)  # a single condition: n1 - (n1 . n2) n2
+    two = interfacegan.direction(normals[:2], 0, [1])  # a single condition: n1 - (n1 . n2) n2
     single = normals[0] - (normals[0] @ normals[1]) * normals[1]
     np.testing.assert_allclose(two, single / (single @ normals[0]))
 

@@ -222,8 +222,7 @@ def draw(generators: dict, result: dict, path: Path) -> None:
     for axis, (name, generator) in zip(axes, generators.items(), strict=False):
         z = torch.randn(40, generator.latent_dim, generator=torch.Generator().manual_seed(2))
         axis.imshow(dlsgan.grid(generator(z).split(8)), cmap="gray")
-        axis.set_title(f"{name}: spread {result[name]['spread']:.2f}, swd {result[name]['swd']:.1f}", fontsize=10)
-        axis.axis("off")
+        axis.set(title=f"{name}: spread {result[name]['spread']:.2f}, swd {result[name]['swd']:.1f}", xticks=[], yticks=[])
     for layer in range(len(found["L"])):
         lengths = np.abs([line["L"][layer] for line in found["log"]])  # [lines, Q]
         lines = curves.plot([line["images"] for line in found["log"]], lengths, color=f"C{layer}", linewidth=1)

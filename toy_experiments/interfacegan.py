@@ -3,10 +3,10 @@
 Labelled real images are encoded, y = s * z_hat, and a linear support vector machine on y separates those with an attribute
 from those without. Its unit normal n is the direction of the attribute, n . y + b the signed distance from the boundary. A
 face is edited by setting this distance a, from -3 to 3: y' = y + (a - n . y - b) t. Plain edits have t = n. Conditional
-edits keep the distances of the other attributes: t is n without its projection on all other normals N together,
-n - N^T (N N^T)^-1 N n, scaled to n . t = 1. The original labels random samples by a separate attribute predictor; an
-encoder makes that unnecessary, and a predictor serves here only as judge: a network trained on other images reads the
-attributes off the edited pictures.
+edits keep the distances of other attributes: t is n without its projection on their normals N together,
+n - N^T (N N^T)^-1 N n, scaled to n . t = 1. Conditions are those attributes that the SVM can separate at all. The original
+labels random samples by a separate attribute predictor; an encoder makes that unnecessary, and a predictor serves here only
+as judge: a network trained on other images reads the attributes off the edited pictures.
 
 On `cartoon` each attribute is the sign of a factor u_k ~ N(0, 1), the judge is a regressor of u, and changes are in
 standard deviations: that of the edited factor, and the leakage into the other seven. On `celeba` the attributes are
@@ -42,6 +42,7 @@ from toy_experiments.results import processor
 
 SHOWN = {"cartoon": ("smile", "eye opening"), "celeba": CELEBA_ATTRIBUTES}
 UNITS = {"cartoon": "standard deviations", "celeba": "probability"}
+SEPARATED = 0.75  # balanced accuracy from which on a normal serves as a condition
 WAYS = {  # on s * z or on z; conditional or not
     "normals on z": (False, False),
     "normals on s*z": (True, False),
@@ -64,10 +65,10 @@ def fit_normals(codes: np.ndarray, labels: np.ndarray, seed: int = 0) -> tuple[n
     return np.stack(normals), np.array(offsets), accuracies
 
 
-def direction(normals: np.ndarray, target: int, conditional: bool) -> np.ndarray:
-    """t [d] with n_target . t = 1: along the normal itself or, conditional, with n_j . t = 0 for all other normals j."""
-    n, others = normals[target], np.delete(normals, target, 0)
-    if conditional and len(others):
+def direction(normals: np.ndarray, target: int, conditions: Sequence[int] = ()) -> np.ndarray:
+    """t [d] with n_target . t = 1 and n_j . t = 0 for all conditions j; without any, t is the normal itself."""
+    n, others = normals[target], normals[list(conditions)]
+    if len(others):
         n = n - others.T @ np.linalg.solve(others @ others.T, others @ n)  # the Gram system
     return n / (n @ normals[target])
 
@@ -86,28 +87,30 @@ def experiment(
     test: Tensor,  # other real images, to edit
     names: Sequence[str],  # of the K attributes
 ) -> tuple[dict, dict]:
-    """What the README's table and the figure need: results for JSON, and for each of WAYS the function
-    (k, conditional distance) -> test images with attribute k at that distance."""
-    s = model.latent_scale.scale()
+    """Results for JSON, and for each of WAYS the function (k, distance) -> test images with attribute k at that distance."""
+    s, k_all = model.latent_scale.scale(), range(len(names))
     before, after = judge(test), judge(in_parts(model.reconstruct, test))
     kept = np.corrcoef(before.numpy(), after.numpy(), rowvar=False)[len(names) :, : len(names)].diagonal() ** 2
     result, editors = {"kept": dict(zip(names, kept.round(4).tolist(), strict=True)), "ways": {}}, {}
+    z_labelled, z_test = (in_parts(model.encode, x) for x in (labelled, test))
     for way, (scaled, conditional) in WAYS.items():
         unit = s if scaled else torch.ones_like(s)
-        codes, own = ((in_parts(model.encode, x) * unit).double().numpy() for x in (labelled, test))
+        codes, own = ((z * unit).double().numpy() for z in (z_labelled, z_test))
         normals, offsets, accuracies = fit_normals(codes, labels)
+        found = [k for k in k_all if accuracies[k] >= SEPARATED and conditional]  # a normal of nothing is a random direction
+        directions = [direction(normals, k, [j for j in found if j != k]) for k in k_all]
 
-        def edited(k, distance, own=own, normals=normals, offsets=offsets, c=conditional, scaled=scaled) -> Tensor:
-            codes = edit(own, normals[k], offsets[k], direction(normals, k, c), distance)
-            y = torch.from_numpy(codes).float() * (1 if scaled else s)
-            return in_parts(model.generator, y).clamp(-1, 1)
+        def edited(k, distance, own=own, normals=normals, offsets=offsets, directions=directions, factor=s / unit) -> Tensor:
+            y = torch.from_numpy(edit(own, normals[k], offsets[k], directions[k], distance)).float()
+            return in_parts(model.generator, y * factor).clamp(-1, 1)
 
         editors[way] = edited
-        changes = torch.stack([judge(edited(k, 3)) - judge(edited(k, -3)) for k in range(len(names))])  # [K, N, K]
+        changes = torch.stack([judge(edited(k, 3)) - judge(edited(k, -3)) for k in k_all])  # [K edited, N, K read]
         result["ways"][way] = {
             "svm_balanced_accuracy": dict(zip(names, accuracies, strict=True)),
+            "std_of_distances": dict(zip(names, (own @ normals.T).std(0).round(4).tolist(), strict=True)),
             "cosines_of_normals": (normals @ normals.T).round(4).tolist(),
-            "mean_change": changes.mean(1).numpy().round(4).tolist(),  # [edited, read]
+            "mean_change": changes.mean(1).numpy().round(4).tolist(),
             "mean_absolute_change": changes.abs().mean(1).numpy().round(4).tolist(),
         }
     return result, editors
@@ -172,7 +175,8 @@ def report(result: dict) -> None:
         for k, name in enumerate(names):
             target, largest, other = leakage(found["mean_change"], k)
             accuracy = found["svm_balanced_accuracy"][name]
-            print(f"  {name}: SVM {accuracy:.2f}, change {target:+.2f}; largest leakage {largest:.2f}, into {names[other]}")
+            print(f"  {name}: SVM {accuracy:.2f}, change {target:+.2f}; largest leakage {largest:.2f}, into {names[other]}; "
+                  f"per unit of the target's change {largest / max(abs(target), 1e-9):.2f}")
 
 
 def draw(result: dict, editors: dict, test: Tensor, reconstructions: Tensor, shown: Sequence[str], path: Path) -> None:
@@ -193,13 +197,15 @@ def draw(result: dict, editors: dict, test: Tensor, reconstructions: Tensor, sho
     title = "test image, its reconstruction, and edits: distance from the attribute's boundary set to -3, ..., 3"
     axis.set(xticks=(np.arange(9) + 0.5) * size, xticklabels=ticks, title=title)
     axis.set(yticks=(np.arange(len(rows)) + 0.5) * size, yticklabels=labels)
+    bottom.suptitle(f"mean change of what the judge reads, from distance -3 to 3, in {result['unit']}")
     for axis, (way, found) in zip(bottom.subplots(1, len(WAYS)), result["ways"].items(), strict=True):
         matrix = np.array(found["mean_change"])
         limit = np.abs(matrix).max()
         axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
         for (i, j), value in np.ndenumerate(matrix):
-            axis.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=6)
-        axis.set(xticks=range(len(names)), yticks=range(len(names)), ylabel="edited", xlabel="read by the judge", title=way)
+            colour = "white" if abs(value) > 0.6 * limit else "black"
+            axis.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=6, color=colour)
+        axis.set(xticks=range(len(names)), yticks=range(len(names)), ylabel="edited", xlabel="read", title=way)
         axis.set_xticklabels(names, rotation=60, ha="right", fontsize=7)
         axis.set_yticklabels(names, fontsize=7)
     figure.savefig(path, dpi=110)
