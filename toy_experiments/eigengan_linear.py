@@ -11,12 +11,14 @@ columns of U as eigenvectors whatever U and L are: once the L_i^2 are distinct, 
 
 Beside it the same generator is trained as a GAN. "Wasserstein GAN can perform PCA" (Cho and Suh 2019, arXiv:1902.09073)
 proves for Gaussian data that the original loss fails to find PCA and the Wasserstein distance can. That theory is about a
-discriminator at its optimum and a generator without noise; here both are networks of finite size in finite time,
-with the noise (sigma as in the likelihood) and without it.
+discriminator at its optimum; here it is a small network in finite time, and the generator has the noise of the
+likelihood, or none. Found with two seeds: WGAN-GP comes within about 10 degrees of PCA with and without noise, and stays
+there. With the original loss the axes stay 65 degrees and more away without noise; with it one run gets as near, and one
+turns away again.
 
-    python -m toy_experiments.eigengan_linear     about 4 minutes on one core; draws results/eigengan_linear.png
+    python -m toy_experiments.eigengan_linear     about 2 minutes on one core; draws results/eigengan_linear.png
 
-Expected printout: the exact figures of the likelihood, then a line for each GAN with its largest angle to PCA.
+Expected printout: the exact figures of the likelihood, then a line for each GAN with its largest angles to PCA.
 """
 
 import json
@@ -131,8 +133,9 @@ def train_gan(loss: str, root: Tensor, covariance: Tensor, q: int, sigma: float,
     rng = torch.Generator().manual_seed(seed)
     for step in range(steps + 1):
         if step % 50 == 0:
-            lengths = sorted((abs(length) for length in model.generator.L.tolist()), reverse=True)
-            path.append({"step": step, **compare_with_pca(model.generator, covariance), "L": lengths})
+            lengths = sorted((round(abs(length), 3) for length in model.generator.L.tolist()), reverse=True)
+            angles = compare_with_pca(model.generator, covariance)
+            path.append({"step": step} | {name: round(angle, 2) for name, angle in angles.items()} | {"L": lengths})
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = lr * 0.05 ** (step / steps)
         real = torch.randn(128, dimensions, generator=rng) @ root.float().T
@@ -166,7 +169,7 @@ def main(steps: int = 4000, seeds: int = 2, figure: bool = True) -> dict:
     if figure:
         RESULTS.mkdir(exist_ok=True)
         draw(result, RESULTS / "eigengan_linear.png")
-        (RESULTS / "eigengan_linear.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / "eigengan_linear.json").write_text(json.dumps(result) + "\n")
     return result
 
 
@@ -181,7 +184,6 @@ def draw(result: dict, path: Path) -> None:
         for seed, run in enumerate(runs):
             steps, angles = [point["step"] for point in run], [point["axes"] for point in run]
             left.plot(steps, angles, color=f"C{i}", linewidth=1.2, label=name if not seed else None)
-        for run in runs:
             right.plot(range(1, q + 1), run[-1]["L"], "os^D"[i], color=f"C{i}", alpha=0.7)
     exact = [math.sqrt(value - sigma**2) for value in result["data"]["eigenvalues"][:q]]
     right.plot(range(1, q + 1), exact, "k_", markersize=30, label="likelihood: sqrt(lambda - sigma^2)")
