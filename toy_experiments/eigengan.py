@@ -227,8 +227,8 @@ def draw(generators: dict, result: dict, path: Path) -> None:
         lengths = np.abs([line["L"][layer] for line in found["log"]])  # [lines, Q]
         lines = curves.plot([line["images"] for line in found["log"]], lengths, color=f"C{layer}", linewidth=1)
         lines[0].set_label(f"layer of {4 * 2**layer}x{4 * 2**layer}")
-    curves.set(xlabel="training images", ylabel="|L|", ylim=(0, None), title="lengths of the eigen-dimensions")
-    curves.legend(frameon=False, fontsize=8)
+    curves.set(xlabel="training images", ylabel="|L|", ylim=(0, 24), title="lengths of the eigen-dimensions")
+    curves.legend(frameon=False, fontsize=8, ncols=len(found["L"]), loc="upper center")
     for layer, axis in enumerate(bottom.subplots(1, len(found["L"]), squeeze=False)[0]):
         lengths, first = np.abs(found["L"][layer]), with_subspaces.noise_dim + Q * layer
         order = (-lengths).argsort()
