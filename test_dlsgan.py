@@ -1239,7 +1239,8 @@ def test_the_gallery_anew(monkeypatch):
 def small_mnist(monkeypatch):
     write_mnist(Path("data/mnist"), 60)
     monkeypatch.setattr(mnist, "RESULTS", Path("kept"))
-    monkeypatch.setitem(dlsgan.PRESETS, "mnist", {"dataset": "mnist"} | {k: v for k, v in TINY.items() if k != "images"})
+    preset = {"dataset": "mnist", "encoder_weight": 3.0} | {key: TINY[key] for key in TINY if key != "images"}
+    monkeypatch.setitem(dlsgan.PRESETS, "mnist", preset)
 
 
 def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):
@@ -1251,6 +1252,10 @@ def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):
     assert found.keys() == set(names)
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 2 + len(names) and all(row.count("|") == rows[0].count("|") for row in rows)
+    measures = {name: found[name]["measures"] for name in names}
+    assert measures["lambda-3"] == measures["scale-0"]  # the same settings at the same budget
+    first = {name: next(dlsgan.load(f"runs/mnist_study/{name}").generator.parameters()) for name in names}
+    assert all(not torch.equal(first["lambda-3"], first[name]) for name in ("d-only", "plain-0", "gan"))
     # the kept measures are those of the kept networks
     model = dlsgan.load("runs/mnist_study/scale-0")
     test = dlsgan.to_float(dlsgan.load_mnist(mnist.configure("scale-0", 40, "data/mnist"))[1][:30])
@@ -1265,6 +1270,37 @@ def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):
     assert again["scale-0"] == found["scale-0"] and again.keys() == found.keys()
     mnist.main("figures")
     assert {path.stem for path in Path("kept").glob("*.png")} == {"mnist_ablations", "mnist_curves", "mnist_digits"}
+
+
+def test_the_kept_mnist_results_stand_in_the_table():
+    kept, text = mnist.RESULTS / "mnist.json", (ROOT / "toy_experiments" / "README.md").read_text()
+    if not kept.exists():
+        pytest.skip("no run is kept")
+    results = json.loads(kept.read_text())
+    assert all(row in text for row in mnist.table(results).splitlines())
+    for name, r in results.items():
+        assert r["command"] == f"python -m toy_experiments.mnist run {name} --images {r['images']}" and r["machine"]
+        if name != "afterwards":
+            assert r["curves"][-1]["images"] == r["images"] and all(point["swd"] for point in r["curves"])
+
+
+@pytest.mark.slow
+def test_the_scale_lowers_l_enc_on_mnist(monkeypatch):
+    data = ROOT / "data" / "mnist"
+    if not data.exists():
+        pytest.skip("needs data/mnist")
+    monkeypatch.setattr(mnist, "RESULTS", Path("kept"))
+    runs = mnist.main("run", ("scale-0", "plain-0"), data_dir=str(data))
+    scale, plain = (runs[name]["measures"] for name in ("scale-0", "plain-0"))
+    assert scale["l_enc"] < plain["l_enc"] and scale["psnr_generated"] > plain["psnr_generated"]
+    assert min(scale["spread"], plain["spread"]) > 0.8
+
+
+@pytest.mark.slow
+def test_four_factors_are_found_anew(monkeypatch):
+    monkeypatch.setattr(cartoon_factors, "RESULTS", Path("kept"))
+    r = cartoon_factors.main(("4-0",))["4-0"]
+    assert abs(r["live"] - 4) <= 1 and r["spread"] >= 0.8 and min(r["r2_live_boosted_trees"]) >= 0.9
 
 
 def test_flips_share_one_mask_a_column_and_traversals_meet_at_zero():

@@ -164,7 +164,8 @@ def draw_curves(results: dict, path: Path) -> None:
             images = [point["images"] / 1000 for point in runs[0]]
             axis.plot(images, values.mean(0), style, color=colour, label=f"{label} ({len(runs)} seeds)")
             axis.fill_between(images, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
-        axis.set(xlabel="thousand real images seen", ylabel=title)
+        axis.set(xlabel="thousand real images seen")
+        axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
     figure.axes[1].legend(frameon=False)
     figure.savefig(path, dpi=110)
@@ -176,13 +177,13 @@ def draw_digits(path: Path, data_dir: str) -> None:
     from matplotlib.figure import Figure
 
     test = dlsgan.to_float(dlsgan.load_mnist(configure("scale-0", 1, data_dir))[1][:30])
-    figure = Figure((11, 7.2), layout="constrained")
+    figure = Figure((11, 6.3), layout="constrained")
     axes, panels = figure.subplots(2, 3), []
     for name, kind in (("plain-0", "without scale"), ("scale-0", "with scale")):
         model = dlsgan.load(CHECKPOINTS / name)
         for x, what in ((model.sample(30), "generated"), (test, "test")):
             pairs = [row for part in x.split(10) for row in (part, model.reconstruct(part))]
-            panels.append((f"{what} digits above reconstructions, {kind}", dlsgan.grid(pairs)))
+            panels.append((f"{what} over reconstructions, {kind}", dlsgan.grid(pairs)))
     flipped = dlsgan.grid(flips(model, test[:6], 8).transpose(0, 1))  # a row a digit, a column a mask
     both = dlsgan.grid([torch.stack(pair) for pair in zip(test[:6], model.reconstruct(test[:6]), strict=True)])
     bar = np.full((both.shape[0], 8), 255, np.uint8)
@@ -209,11 +210,10 @@ def draw_ablations(results: dict, path: Path) -> None:
     *axes, last = figure.subplots(1, 6, width_ratios=(1, 1, 1, 1, 1, 1.9))
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         values = [results[name]["measures"][key] for name in names]
-        axis.barh(range(len(names)), values, color="#7fa3c7")
-        for row, value in enumerate(values):
-            axis.text(max(0, value), row, f" {value:.3g}", va="center", fontsize=8)
+        low, high = min(0, *values), max(0, *values)
+        axis.bar_label(axis.barh(range(len(names)), values, color="#7fa3c7"), fmt=" %.3g", fontsize=8)
         axis.set_yticks(range(len(names)), names if axis is axes[0] else [])
-        axis.set(xticks=[], xlim=(min(0, *values), 1.5 * max(values)), ylim=(len(names) - 0.5, -0.5), title=title)
+        axis.set(xticks=[], xlim=(low, 1.6 * high - 0.6 * low), ylim=(len(names) - 0.5, -0.5), title=title)
     last.imshow(dlsgan.grid(dlsgan.load(CHECKPOINTS / name).sample(8) for name in names), cmap="gray", aspect="auto")
     last.axis("off")
     figure.savefig(path, dpi=110)
