@@ -169,7 +169,7 @@ def train_step(
     with precision:
         fake = generator(z * s)
         image = fake.detach().requires_grad_()  # a leaf: D's gradients to the image and to its weights come apart here
-        logits_fake, z_hat = (out.float() for out in discriminator(image))  # line 3
+        logits_fake, z_hat = (out.to(real.dtype) for out in discriminator(image))  # line 3
     l_enc = encoder_loss(z, z_hat, s)  # line 4
     loss_g = generator_loss(logits_fake).mean() + encoder_weight * l_enc  # line 7
     loss_d_fake = fake_loss(logits_fake).mean() + encoder_weight * l_enc  # line 6, generated images
@@ -179,7 +179,7 @@ def train_step(
 
     r1 = bool(penalty_weight) and loss != "wgan-gp"
     with contextlib.nullcontext() if r1 else precision:
-        logits_real = discriminator(real := real.detach().requires_grad_(r1))[0].float()  # line 5
+        logits_real = discriminator(real := real.detach().requires_grad_(r1))[0].to(real.dtype)  # line 5
     loss_d_real = real_loss(logits_real).mean()  # line 6, real images
     penalty = torch.zeros_like(loss_d_real)
     if r1:
@@ -318,7 +318,7 @@ class Generator(nn.Module):
         image = self.to_rgb(x, w)
         for block in self.blocks:
             x, image = block(x, image, w)
-        return image.float()
+        return image.to(self.constant.dtype)
 
 class DiscriminatorBlock(nn.Module):
     """Residual block that halves the resolution: [B, c_in, H, W] -> [B, c_out, H/2, W/2]."""
@@ -417,7 +417,7 @@ PRESETS = {
     "cartoon": {},
     "mnist": {"dataset": "mnist", "batch_size": 16, "encoder_weight": 3.0, "r1_gamma": 5.0, "lr": 2e-3, "images": 84_000},
     "celeba64": {"dataset": "celeba", "resolution": 64, "width": 0.125, "latent_dim": 64, "batch_size": 16, "lr": 2e-3,
-                 "lr_final": 0.1, "r1_gamma": 3.0, "images": 400_000, "flip": True},
+                 "lr_final": 0.1, "encoder_weight": 3.0, "r1_gamma": 1.0, "images": 400_000, "flip": True},
     "celeba": {"dataset": "celeba", "resolution": 128, "width": 1.0, "latent_dim": 512, "mapping_layers": 8,
                "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": round(0.98**50, 4), "encoder_weight": 1.0,
                "r1_gamma": 20.0, "scale_rule": "sma", "scale_window": 512, "head_scale": 1.0},
@@ -743,7 +743,7 @@ def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: 
         (curves[0], "L_enc; spread", {"l_enc": "L_enc", "spread": "spread, generated / real"}),
         (curves[1], "dB above the mean image", {"gain_generated": "generated images", "gain_test": "test images"}),
     ):
-        for (key, label), style in zip(keys.items(), ("-", "--"), strict=True):
+        for (key, label), style in zip(keys.items(), (".-", ".--"), strict=True):
             axis.plot([line["images"] / 1000 for line in lines], [line[key] for line in lines], style, label=label)
         axis.set(xlabel="thousand real images seen", ylabel=unit)
         axis.legend(frameon=False)
@@ -752,6 +752,7 @@ def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: 
 
 # Training
 FORMAT, EVALUATED = 1, 256  # version of the checkpoints; test images in an evaluation during training
+PRETRAINED = Path(__file__).resolve().with_name("pretrained")  # trained models; a copied dlsgan.py has none
 
 def save_checkpoint(path: Path, state: dict) -> None:
     """Replaces the file in one step and keeps the one before as checkpoint-previous.pt."""
@@ -772,7 +773,8 @@ def read_checkpoint(path: str | Path) -> tuple[Config, dict]:
         state = torch.load(path, map_location="cpu", weights_only=True)  # never runs code from the file
         config, written = Config(**state["config"]), state["format"]
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        there = "; there: " + (", ".join(sorted(p.stem for p in PRETRAINED.glob("*.pt"))) or "nothing, see the repository")
+        raise UserError(f"{path} cannot be read: {error.strerror}{there * (path.parent == PRETRAINED)}") from None
     except Exception:  # torch's message is pages long, and advises to load the file unsafely
         raise UserError(f"{path} is damaged or not a checkpoint of this program") from None
     if written != FORMAT:
@@ -787,6 +789,10 @@ def load(checkpoint: str | Path, device: str = "cpu") -> DLSGAN:
     with explain(f"{checkpoint} holds weights of another configuration than it names"):
         model.load_state_dict(state["ema"])
     return model.requires_grad_(False).eval().to(pick_device(device), memory_format=torch.channels_last)
+
+def load_pretrained(name: str, device: str = "cpu") -> DLSGAN:
+    """The trained model in pretrained/NAME.pt beside this file (the repository has it): load_pretrained("celeba64")."""
+    return load(PRETRAINED / f"{name}.pt", device)
 
 def open_metrics(path: Path, images: int) -> list[dict]:
     """The lines of metrics.jsonl up to a checkpoint after so many images; later or broken ones are cut off the file."""
@@ -884,7 +890,7 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
         save()
 
 # Command line
-def reconstruct_photos(photos: list[str], checkpoint: str, out: Path) -> None:
+def reconstruct_photos(photos: list[str], checkpoint: str | Path = PRETRAINED / "celeba64.pt", out: str = ".") -> None:
     """Writes each photo beside its reconstruction as PHOTO-reconstruction.png; prints PSNR and how unusual it is."""
     model, (config, _) = load(checkpoint, "cpu"), read_checkpoint(checkpoint)
     z_hat = torch.cat([model.encode(model.sample(32, seed).clamp(-1, 1)) for seed in range(16)])
@@ -894,11 +900,10 @@ def reconstruct_photos(photos: list[str], checkpoint: str, out: Path) -> None:
     for photo in photos:
         with explain(f"{photo} cannot be read as an image"):
             x = to_float(read_image(Path(photo), config)[None])
-        z = model.encode(x)
-        y, distance = model.decode(z).clamp(-1, 1), (z[0].square() / v)[live].mean()
-        path = out / f"{Path(photo).name}-reconstruction.png"
+        y, distance = model.reconstruct(x).clamp(-1, 1), (model.encode(x)[0].square() / v)[live].mean()
+        path = Path(out, f"{Path(photo).name}-reconstruction.png")
         with explain(f"cannot write {path}"):
-            out.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(grid([torch.cat([x, y])])).save(path)
         print(f"{path}: PSNR {psnr(x, y).item():.1f} dB; latent distance {distance:.2f} (generated images: 1.00 on average; "
               f"farther out than {(distances < distance).float().mean():.0%} of them)")
@@ -910,16 +915,15 @@ def parse(arguments: list[str] | None) -> dict:
         epilog="presets, as changes from the defaults:\n" + "\n".join(f"  {n:9} {text}" for n, text in changes.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS, usage="%(prog)s [options]",
     )
-    switch = argparse.BooleanOptionalAction
     parser.add_argument("--preset", choices=PRESETS, help="settings to start from (default: named as the data set)")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its own settings")
     parser.add_argument("--reconstruct", metavar="PHOTO", nargs="+", help="write photos beside their reconstructions")
-    parser.add_argument("--checkpoint", metavar="FILE", help="for --reconstruct: a checkpoint, or the folder of a run")
+    parser.add_argument("--checkpoint", metavar="FILE", help="checkpoint or folder for --reconstruct (default: celeba64)")
     for field in dataclasses.fields(Config):
         text, kind = field.metadata["help"], type(field.default)
         text += f" (default: {field.default})" if field.default != "" and field.name != "threads" else ""
-        how = {"type": kind, "metavar": kind.__name__.upper()} if kind is not bool else {"action": switch}
-        parser.add_argument("--" + field.name.replace("_", "-"), help=text, **how)
+        kw = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}
+        parser.add_argument("--" + field.name.replace("_", "-"), help=text, **kw)
     return vars(parser.parse_args(arguments))
 
 def configure(given: dict) -> Config:
@@ -961,10 +965,10 @@ def run(config: Config, resume: bool) -> None:
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
     try:
-        if ("reconstruct" in given) != ("checkpoint" in given):
-            raise UserError("--reconstruct PHOTO and --checkpoint FILE go together (to train on, use --resume RUN)")
+        if "checkpoint" in given and "reconstruct" not in given:
+            raise UserError("--checkpoint FILE goes with --reconstruct PHOTO (to train on, use --resume RUN)")
         if "reconstruct" in given:
-            reconstruct_photos(given["reconstruct"], given["checkpoint"], Path(given.get("out", ".")))
+            reconstruct_photos(given["reconstruct"], **{key: given[key] for key in ("checkpoint", "out") if key in given})
         elif folder := given.pop("resume", None):
             if own := given.keys() - {"images", "device", "threads", "data_dir"}:
                 raise UserError(f"--resume keeps the settings of {folder}: leave out --{min(own).replace('_', '-')}")

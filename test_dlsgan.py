@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import gzip
+import importlib.util
 import json
 import math
 import os
@@ -27,9 +28,23 @@ import torch.nn.functional as F
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import dlsgan
-from toy_experiments import cartoon_factors, failure_gallery, linear_gaussian, measures, mnist, results, two_dimensional
+from toy_experiments import (
+    align,
+    cartoon_factors,
+    export,
+    failure_gallery,
+    linear_gaussian,
+    measures,
+    mnist,
+    naive,
+    paper_figures,
+    results,
+    speed,
+    two_dimensional,
+)
 
 ROOT = Path(__file__).parent
 REPORT = dlsgan.report
@@ -702,6 +717,77 @@ def test_learned_linear_scale_within_two_percent():
     assert result["learned_error_ema"] < 0.02 and result["learned_error_sma"] < 0.02
 
 
+# ---- Speed -----------------------------------------------------------------------------------------------------------
+
+def gradients_of_a_step(levers, penalty_weight=4.0):
+    """What one training step in float64 with plain gradient descent changes, with the named shortcuts switched off."""
+    torch.manual_seed(0)
+    config = dlsgan.Config(resolution=32, width=0.0625, latent_dim=8, mapping_layers=2)
+    with naive.without(levers):
+        model = dlsgan.build(config).double().to(memory_format=torch.channels_last)
+        naive.change_model(model, levers)
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizers = [torch.optim.SGD(network.parameters(), 1.0) for network in (model.generator, model.discriminator)]
+        real = 2 * torch.rand(3, 3, 32, 32, dtype=torch.float64) - 1
+        z = torch.randn(3, 8, dtype=torch.float64)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dlsgan, "prior", lambda *arguments: z)
+            dlsgan.train_step(model, optimizers, real, torch.Generator(), penalty_weight=penalty_weight)
+        return [a.detach() - b for a, b in zip(model.parameters(), before, strict=True)]
+
+
+@pytest.mark.parametrize("lever", [name for name in naive.LEVERS if not name.startswith("one batch")])
+def test_each_shortcut_leaves_the_training_step_as_it_is(lever):
+    fast, plain = gradients_of_a_step([]), gradients_of_a_step([lever])
+    assert max((p - f).abs().max() / f.abs().max() for f, p in zip(fast, plain, strict=True)) < 1e-11
+
+
+def test_one_fake_batch_gives_the_gradients_of_two_updates_with_the_same_z():
+    """Against the usual order (D's update, then G's), with D's update too small to change G's gradient."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", lambda self: [
+            p.data.sub_(1e-9 * p.grad) for group in self.param_groups for p in group["params"]])
+        fast, plain = gradients_of_a_step([], 0.0), gradients_of_a_step(["one batch of fakes for both losses"], 0.0)
+    assert max((p - f).abs().max() / f.abs().max() for f, p in zip(fast, plain, strict=True)) < 1e-5
+
+
+def test_the_floor_counts_what_pytorch_counts():
+    """PyTorch's counter of operations also sees the depthwise filters, 16 products for each of their outputs."""
+    config = dlsgan.Config(resolution=32, width=0.0625, latent_dim=16, mapping_layers=3)
+    model, channels = dlsgan.build(config), {r: dlsgan.channels_at(r, 0.0625) for r in (4, 8, 16, 32)}
+    inputs = (torch.randn(2, 16), model.generator), (torch.randn(2, 3, 32, 32), model.discriminator)
+    filters = (
+        sum(r * r * channels[r] for r in (8, 16, 32)),
+        sum(((r + 1) ** 2 + (r // 2) ** 2) * channels[r] for r in (8, 16, 32)),
+    )
+    for (x, network), expected, outputs in zip(inputs, speed.forward_flops(config), filters, strict=True):
+        with FlopCounterMode(display=False) as counter:
+            network(x)
+        assert counter.get_total_flops() == 2 * (expected + 2 * 16 * outputs)
+
+
+def test_speed_tables(capsys):
+    bench = {"resolution": 8, "width": 0.02, "latent_dim": 4, "mapping_layers": 1, "batch_size": 2}
+    measured = speed.main(["levers"], [1], bench=bench)["levers, 1 threads: without it, with it, gain"]
+    assert measured.keys() == {*naive.LEVERS, "all of these", "R1 every 16th step"}
+    assert "fused Adam" in capsys.readouterr().out
+    assert all(math.isfinite(x) and x > 0 for row in measured.values() for x in row.values())
+
+
+def test_adam_sees_gradients_laid_out_like_their_weights(monkeypatch):
+    """The fused Adam of PyTorch 2.13 on a CPU silently mixes up the entries of a weight whose gradient has other strides."""
+    model = dlsgan.build(dlsgan.Config(**TINY)).to(memory_format=torch.channels_last)
+    optimizers = dlsgan.make_optimizers(model, 1e-3)
+    for optimizer in optimizers:
+        monkeypatch.setattr(optimizer, "step", lambda: None)
+        monkeypatch.setattr(optimizer, "zero_grad", lambda set_to_none: None)
+    dlsgan.train_step(model, optimizers, torch.zeros(4, 3, 16, 16), torch.Generator(), penalty_weight=1.0)
+    for p in model.parameters():
+        ambiguous = [size > 1 for size in p.shape]
+        assert [a for a, b in zip(p.stride(), ambiguous, strict=True) if b] == [
+            a for a, b in zip(p.grad.stride(), ambiguous, strict=True) if b]
+
+
 # ---- Part III: training and the command line -------------------------------------------------------------------------
 
 
@@ -963,7 +1049,7 @@ def damaged_inputs():
         "other configuration": (checkpoint(lambda p: edit(p, lambda s: s["config"].update(latent_dim=7))), use_r, "r"),
         "bad photo": (checkpoint(lambda p: Path("x.jpg").write_text("no")), [*photo, "x.jpg"], "x.jpg"),
         "missing photo": (checkpoint(lambda p: None), [*photo, "gone.jpg"], "gone.jpg"),
-        "reconstruct without checkpoint": (None, ["--reconstruct=x.jpg"], "--checkpoint"),
+        "checkpoint without photo": (None, ["--checkpoint=r"], "--reconstruct PHOTO"),
     }
 
 
@@ -1041,9 +1127,8 @@ def test_the_readme_commands_and_example():
 
 
 def test_the_readme_table_comes_from_the_kept_results():
-    text = (ROOT / "README.md").read_text()
-    for row in results.table().splitlines():
-        assert row in text
+    shown = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `python dlsgan.py")]
+    assert shown == results.table().splitlines()[2:] and shown
 
 
 def test_a_finished_run_is_kept_with_its_command(monkeypatch):
@@ -1065,6 +1150,210 @@ def test_distances_of_a_run_from_the_command_line(capsys):
 
 
 def test_the_size_of_the_file():
+    assert len((ROOT / "dlsgan.py").read_text().splitlines()) <= 984
+
+
+# ---- Trained models and the paper's figures --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """pretrained/ and results/ in the test's own folder."""
+    monkeypatch.setattr(dlsgan, "PRETRAINED", Path("pretrained").resolve())
+    monkeypatch.setattr(results, "FOLDER", Path("kept"))
+
+
+def test_an_exported_model_is_the_run_in_half_precision(kept, capsys, monkeypatch):
+    list(dlsgan.train(tiny(out="mine", images=80)))
+    path = export.export("mine", "python dlsgan.py --out mine", images=20)
+    state = torch.load(path, weights_only=True)
+    original = dlsgan.read_checkpoint("mine")[1]["ema"]
+    assert path.name == "mine.pt" and path.stat().st_size < 12e6 and state["images"] == 80
+    assert {x.dtype for k, x in state["ema"].items() if k != "latent_scale.v"} == {torch.float16}
+    assert torch.equal(state["ema"]["latent_scale.v"], original["latent_scale.v"])
+    for name, x in state["ema"].items():
+        np.testing.assert_allclose(x.float(), original[name], rtol=2**-11, atol=2**-24)  # float16: 11 bits, subnormals
+    assert not {state["config"][key] for key in ("data_dir", "out")} & {"mine", "data/cartoon"}
+    model = dlsgan.load_pretrained("mine")
+    assert model.generator.constant.dtype == torch.float32
+    x = dlsgan.cartoon_faces(4, 16)[0]
+    torch.testing.assert_close(model.encode(x), dlsgan.load("mine").encode(x), atol=1e-2, rtol=1e-2)
+    with pytest.raises(dlsgan.UserError, match="pretrained/yours.pt cannot be read: .*; there: mine$"):
+        dlsgan.load_pretrained("yours")
+
+    lines = [json.loads(text) for text in Path("mine/metrics.jsonl").read_text().splitlines()]
+    evaluated = [line for line in lines if "l_enc" in line]
+    result = results.load("mine")
+    assert result["curves"]["images"] == [line["images"] for line in evaluated]
+    np.testing.assert_allclose(result["curves"]["psnr_test"], [line["psnr_test"] for line in evaluated], rtol=1e-4)
+    measured = dlsgan.evaluate(model, dlsgan.to_float(small_cartoon(tiny())[1][:20]))
+    exported = result["exported"]
+    assert exported["stored_as"] == "float16" and exported["test_images"] == 20 and exported["trained_on"] == 40
+    assert exported["l_enc"] == pytest.approx(measured["l_enc"]) and exported["swd"] > 0
+    card = Path("pretrained/README.md").read_text()
+    assert card == export.card() and "## mine" in card and f"| L_enc | {exported['l_enc']:.3f} |" in card
+    table = results.compare(["mine", "mine"])
+    assert f"| L_enc | {exported['l_enc']:.3f} | {exported['l_enc']:.3f} |" in table and "differ: none" in table
+
+    monkeypatch.setattr(export, "half_precision", lambda weights: {k: 0 * x for k, x in weights.items()})
+    monkeypatch.setattr(measures, "main", lambda *_: exported["distances"])
+    export.export("mine", "again", images=20)
+    assert results.load("mine")["exported"]["stored_as"] == "float32"
+    assert torch.equal(torch.load(path, weights_only=True)["ema"]["generator.constant"], original["generator.constant"])
+    monkeypatch.setattr(export, "LIMIT", 1000)
+    with pytest.raises(dlsgan.UserError, match="at most 0 MB"):
+        export.export("mine", "again", images=20)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pretrained").glob("*.pt")), ids=lambda path: path.stem)
+def test_the_committed_models_and_their_card(path):
+    assert path.stat().st_size < 12e6 and dlsgan.load_pretrained(path.stem).sample(2).isfinite().all()
+    exported = results.load(path.stem)["exported"]
+    assert exported["bytes"] == path.stat().st_size
+    assert exported["images"] == torch.load(path, weights_only=True)["images"]
+    assert (ROOT / "pretrained" / "README.md").read_text() == export.card()
+
+
+def test_photos_are_reconstructed_by_the_pretrained_model(monkeypatch, capsys):
+    shutil.copy(ROOT / "dlsgan.py", "copied.py")
+    spec = importlib.util.spec_from_file_location("copied", "copied.py")
+    copied = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "copied", copied)
+    spec.loader.exec_module(copied)
+    Image.new("RGB", (20, 20), "green").save("photo.png")
+    assert copied.main(["--reconstruct", "photo.png"]) == 2  # a copied file has no trained models
+    line = r"dlsgan: \S+/pretrained/celeba64.pt cannot be read: .*; there: nothing, see the repository\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
+    list(dlsgan.train(tiny(out="r", images=8)))
+    config, state = dlsgan.read_checkpoint("r")
+    export.write(Path("pretrained/celeba64.pt"), config, 8, export.half_precision(state["ema"]))
+    assert copied.main(["--reconstruct", "photo.png"]) == 0
+    assert "photo.png-reconstruction.png: PSNR" in capsys.readouterr().out
+    assert Image.open("photo.png-reconstruction.png").size == (32, 16)
+    assert copied.load_pretrained("celeba64").sample(2).shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("angle", "scale", "x", "y"), [(0, 1, 90, 120), (25, 1.5, 200, 220), (-40, 0.6, 90, 90), (8, 5, 400, 300)]
+)
+def test_eyes_come_to_the_places_of_celeba(angle, scale, x, y, swapped):
+    """Two soft dots, red and green, in an otherwise black photo; measured by their centres of mass in the crop."""
+    distance = scale * (align.EYES[1][0] - align.EYES[0][0])
+    right = (x + distance * math.cos(math.radians(angle)), y + distance * math.sin(math.radians(angle)))
+    rows, columns = np.mgrid[: int(2.2 * y), : int(2 * x + distance)]
+    pixels = np.zeros((*rows.shape, 3), np.uint8)
+    for channel, (eye_x, eye_y) in enumerate(((x, y), right)):
+        square = (columns - eye_x) ** 2 + (rows - eye_y) ** 2
+        pixels[:, :, channel] = np.exp(-square / (2 * max(1.5, 2 * scale) ** 2)) * 255 + 0.5
+    crop = align.align(Image.fromarray(pixels), (*right, x, y) if swapped else (x, y, *right))
+    assert crop.size == (178, 218)
+    weights = np.asarray(crop, float)
+    for channel, eye in enumerate(align.EYES):
+        total = weights[:, :, channel].sum()
+        found = (weights[:, :, channel] * np.mgrid[:218, :178][::-1]).sum((1, 2)) / total
+        np.testing.assert_allclose(found, eye, atol=0.05)
+
+
+def test_a_frame_survives_being_a_photo():
+    rows, columns = np.mgrid[:218, :178]
+    smooth = np.stack([127 + 100 * np.sin(rows / 20 + i) * np.cos(columns / 15) for i in range(3)], 2).astype(np.uint8)
+    photo, eyes = align.as_photo(Image.fromarray(smooth))
+    assert photo.size == (300, 300)
+    again = np.asarray(align.align(photo, eyes), float)
+    assert np.abs(again - smooth)[5:-5, 5:-5].mean() < 1.5
+
+
+def test_bad_photos_and_eyes_get_one_clear_line(monkeypatch, capsys):
+    Image.new("RGB", (50, 40)).save("photo.png")
+    Path("text.png").write_text("no")
+    for photo, eyes, named in (
+        ("photo.png", (60, 10, 20, 10), "outside of the photo, which is 50 x 40"),
+        ("photo.png", (20, 10, 20, 11), "less than two pixels apart"),
+        ("text.png", (1, 1, 9, 1), "text.png cannot be read"),
+        ("gone.png", (1, 1, 9, 1), "gone.png cannot be read"),
+    ):
+        with pytest.raises(dlsgan.UserError, match=named):
+            align.main(photo, eyes, "out.jpg")
+    for script, *arguments in (
+        (align, "gone.png", "--eyes", "1", "2", "9", "2"),
+        (export, "gone", "command"),
+        (paper_figures, "--with", "gone.pt", "--without", "none"),
+        (results, "compare", "gone"),
+    ):
+        monkeypatch.setattr(sys, "argv", [script.__file__, *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(script.__file__, run_name="__main__")
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and error.count("\n") == 1 and "gone" in error
+        assert error.startswith(script.__name__.split(".")[-1] + ": ")
+
+
+def test_a_crop_is_written(capsys):
+    frame = Image.new("RGB", (178, 218), "green")
+    frame.save("frame.png")
+    align.main("frame.png", [69, 111, 108, 111], "o/crop.png")
+    assert np.array_equal(np.asarray(Image.open("o/crop.png")), np.asarray(frame))
+    assert capsys.readouterr().out == "o/crop.png: turned by +0.0 degrees, scaled by 1.00\n"
+
+
+class Recorder:
+    """A model whose encoder gives ones and whose decoder remembers what it was given."""
+
+    def __init__(self):
+        self.decoded = []
+
+    def encode(self, x):
+        return torch.ones(len(x), 200)
+
+    def decode(self, z):
+        self.decoded.append(z)
+        return torch.zeros(len(z), 3, 16, 16)
+
+
+def test_one_mask_a_column_is_shared_by_all_rows_of_figure_11():
+    model = Recorder()
+    run = paper_figures.Run("r", "with latent scale", "k", model, tiny(), {"measures": {"v": [0.9] * 200}})
+    paper_figures.flips([run], torch.zeros(6, 3, 16, 16), rows=4, columns=30)
+    assert len(model.decoded) == 30 + 1 and (model.decoded[-1] == 1).all()  # the reconstructions are not flipped
+    masks = torch.stack(model.decoded[:-1])  # [columns, rows, d]
+    assert set(masks.unique().tolist()) == {-1.0, 1.0} and (masks == masks[:, :1]).all()
+    assert len(masks[:, 0].unique(dim=0)) == 30
+    assert (masks[:, 0] < 0).float().mean().item() == pytest.approx(0.1, abs=4 * (0.09 / 6000) ** 0.5)
+
+
+def test_every_figure_of_the_paper_is_drawn(kept, monkeypatch, capsys):
+    monkeypatch.setattr(paper_figures, "RESULTS", Path("drawn"))
+    monkeypatch.setattr(measures, "main", lambda *_: {"samples": {"swd mean": 2.0}, "other test images": {"swd mean": 1.0}})
+    Path("drawn").mkdir()
+    shutil.copy(ROOT / "toy_experiments" / "results" / "author_celeba128_v.json", "drawn")
+    write_celeba(Path("c"), n=40, test=24)
+    for scale, name in ((True, "with"), (False, "without")):
+        list(dlsgan.train(tiny(dataset="celeba", data_dir="c", out=name, latent_scale=scale, images=8)))
+        export.export(name, "command", images=8)
+    assert "Settings that differ: latent_scale (True, False)." in results.compare(["with", "without"])
+    both = ("pretrained/with.pt", "pretrained/without.pt")
+    capsys.readouterr()
+    few = paper_figures.main(*both, figures=["4", "spectrum"])  # needs no data
+    assert [path.name for path in few] == ["figure-3-4.png", "spectrum.png"]
+    with pytest.raises(dlsgan.UserError, match="data/celeba/img_align_celeba"):
+        paper_figures.main(*both, figures=["11"])
+    assert "left out" not in capsys.readouterr().out
+    monkeypatch.setattr(paper_figures.Figure, "savefig", lambda figure, path, dpi: Path(path).write_text("drawn"))
+    assert len(paper_figures.main(*both)) == len(paper_figures.FIGURES) - len(paper_figures.NEED_TEST)
+    assert capsys.readouterr().out.count("is left out: no data/celeba/img_align_celeba") == 4
+    files = paper_figures.main(*both, data_dir="c")
+    assert len(files) == len(paper_figures.FIGURES) == 11 and all(path.parent == Path("drawn/paper/with") for path in files)
+    assert len(paper_figures.main("pretrained/with.pt", "none", data_dir="c")) == 11
+    numbers = {part for name in paper_figures.FIGURES for part in name.split("-") if part.isdigit()}
+    assert numbers == {str(i) for i in range(1, 12)}  # every figure of the paper
+
+
+def test_the_authors_spectrum_is_whole():
+    v = np.array(json.loads((ROOT / "toy_experiments/results/author_celeba128_v.json").read_text())["v"])
+    assert len(v) == 512 and (v > 0.5).sum() == 26 and v.sum() == pytest.approx(26.0248, abs=1e-4)
+
     assert len((ROOT / "dlsgan.py").read_text().splitlines()) <= 980
 
 

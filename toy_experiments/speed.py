@@ -1,0 +1,240 @@
+"""What a training step costs, what the machine could do at best, and what each shortcut in dlsgan.py is worth.
+
+    python -m toy_experiments.speed                                    everything: 20 minutes on two idle CPU cores
+    python -m toy_experiments.speed floor levers --threads 1           two of the sections below
+    python -m toy_experiments.speed shares --data-dir data/celeba      with the loading of real CelebA files
+
+floor    images/s at 128x128, 256,256,256,128,64,32 channels, d = 256, batch 8 and 32, beside the floor: the operations that
+         the convolutions and matrix products of this architecture need, over the machine's best speed in a matrix product
+levers   the same step with one shortcut switched off, interleaved with the step as it is (medians of the ratios)
+growth   how the cost grows with resolution, batch and d
+shares   how much of a step goes into data, R1, averaged weights and the optimiser, and of a run into evaluations
+presets  images/s of each preset with all shortcuts off and on, interleaved
+startup  seconds from the command to the end of the first step
+
+A machine that does anything else meanwhile, above all with two threads, gives other numbers; `levers` and `presets` suffer
+least. The plain forms are in naive.py. Tried at batch 8, two threads, and left out of dlsgan.py (time with / without it):
+  filters as an autograd function with the adjoint as gradient: R1 steps 0.78, plain steps 1.11, in all 1.07
+  that and a leaky ReLU that passes no zeros to the forward graph: R1 steps 0.78, plain steps 1.13, in all 1.09
+  demodulation carried on into the next layer's style: 0.98, for two more values through every block
+  weights of the up-sampling layers stored transposed, as conv_transpose2d wants them: 1.03
+  weights not in channels_last: 1.04
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import dlsgan
+from toy_experiments import naive
+from toy_experiments.results import processor
+
+BENCH = {"resolution": 128, "width": 0.5, "latent_dim": 256, "mapping_layers": 8, "batch_size": 8}
+SECTIONS = ("floor", "levers", "growth", "shares", "presets", "startup")
+
+
+def forward_flops(c: dlsgan.Config, image_channels: int = 3) -> tuple[int, int]:
+    """Floating-point operations (two per multiplication and addition) of the 3x3 and 1x1 convolutions and the matrix
+    products in one forward pass of G and of D for one image. Filters and elementwise operations are not counted."""
+    width = {r: dlsgan.channels_at(r, c.width) for r in [2**i for i in range(2, c.resolution.bit_length())]}
+    low, d = width[4], c.latent_dim
+    generator = c.mapping_layers * d * d + 16 * low * low * 9 + 16 * low * image_channels
+    generator += 2 * d * low + low * low  # styles of the first convolution and ToRGB, demodulation
+    discriminator = c.resolution**2 * image_channels * width[c.resolution] + 16 * low * low * (9 + 1) + low * (1 + d)
+    for r in list(width)[1:]:
+        small, large = width[r // 2], width[r]  # channels below and at resolution r
+        generator += (r // 2) ** 2 * small * large * 9 + r * r * large * large * 9 + r * r * large * image_channels
+        generator += d * (small + 2 * large) + small * large + large * large
+        discriminator += r * r * large * large * 9 + (r // 2) ** 2 * large * small * (9 + 1)
+    return 2 * generator, 2 * discriminator
+
+
+def step_flops(c: dlsgan.Config) -> float:
+    """One training step, R1 every 16th: G forward and its two gradients (3 G); D on generated images forward, back to the
+    image, and both gradients of its own loss (4 D); D on real images (3 D); R1 adds a gradient and its two (3 D / 16)."""
+    generator, discriminator = forward_flops(c)
+    return c.batch_size * (3 * generator + (7 + 3 / 16) * discriminator)
+
+
+def gemm_peak(seconds: float = 3.0) -> float:
+    """The machine's best speed in a float32 matrix product 2048^3, in operations a second."""
+    a, best, start = torch.randn(2048, 2048), 1e9, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        t = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - t)
+    return 2 * 2048**3 / best
+
+
+class Stepper:
+    """A model that takes steps on fixed images, with the named levers off; R1 every `r1_every` steps (0: never)."""
+    def __init__(self, config: dlsgan.Config, off: tuple[str, ...] = (), r1_every: int = 16):
+        torch.manual_seed(0)
+        self.config, self.off, self.r1_every = config, off, r1_every
+        self.model = dlsgan.build(config).to(memory_format=torch.channels_last)
+        channels = 1 if config.dataset == "mnist" else 3
+        self.real = torch.rand(config.batch_size, channels, config.resolution, config.resolution)
+        self.real = self.real.mul_(2).sub_(1).contiguous(memory_format=torch.channels_last)
+        naive.change_model(self.model, off)
+        with naive.without(off):
+            self.optimizers = dlsgan.make_optimizers(self.model, config.lr)
+        self.rng = torch.Generator().manual_seed(0)
+
+    def step(self, penalty: float) -> float:
+        """Seconds of one step, with this weight of R1 (0: without R1)."""
+        start = time.perf_counter()
+        with naive.without(self.off):
+            dlsgan.train_step(self.model, self.optimizers, self.real.clone(), self.rng, penalty_weight=penalty)
+        return time.perf_counter() - start
+
+    def cost(self, repeats: int) -> float:
+        """Seconds of an average step, of which every 16th carries R1: medians of plain and of R1 steps."""
+        self.step(0.0), self.step(1.0)
+        plain = statistics.median(self.step(0.0) for _ in range(repeats))
+        return (15 * plain + statistics.median(self.step(1.0) for _ in range(max(2, repeats // 3)))) / 16
+
+
+def compare(a: Stepper, b: Stepper, rounds: int) -> dict:
+    """Interleaved steps: images/s of a and of b, and how many times faster b is (all from medians of plain and R1 steps)."""
+    costs = []
+    for stepper in (a, b):
+        stepper.step(0.0), stepper.step(1.0)
+    pairs = [(a.step(0.0), b.step(0.0)) for _ in range(rounds)]
+    with_r1 = [(a.step(1.0), b.step(1.0)) for _ in range(3)] if a.r1_every else pairs
+    for i, stepper in enumerate((a, b)):
+        share = 1 / max(1, stepper.r1_every)
+        plain, r1 = (statistics.median(pair[i] for pair in times) for times in (pairs, with_r1))
+        costs.append((1 - share) * plain + share * r1)
+    n = a.config.batch_size
+    return {"images/s off": n / costs[0], "on": n / costs[1], "gain": costs[0] / costs[1]}
+
+
+def measure(settings: dict, threads: int, repeats: int) -> dict:
+    """Images/s, milliseconds a step, their ratio to the floor and peak memory in GiB; in a process of its own."""
+    dlsgan.keep_memory()
+    torch.set_num_threads(threads)
+    before, peak, config = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, gemm_peak(), dlsgan.Config(**settings)
+    seconds, floor = Stepper(config).cost(repeats), step_flops(config) / peak
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    row = {"images/s": config.batch_size / seconds, "ms/step": 1000 * seconds, "floor ms": 1000 * floor}
+    return row | {"step/floor": seconds / floor, "GiB": memory, "GFLOP/s at best": peak / 1e9}
+
+
+def alone(settings: dict, threads: int, repeats: int = 9) -> dict:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (settings, threads, repeats))
+
+
+def shares(config: dlsgan.Config, repeats: int = 9) -> dict:
+    """Fractions of a step spent on its parts, and of a whole run on its evaluations, figures and checkpoints."""
+    def timed(function: Callable) -> float:
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])
+    stepper = Stepper(config)
+    model, seconds = stepper.model, stepper.cost(repeats)
+    plain = timed(lambda: stepper.step(0.0))
+    images, test = dlsgan.LOADERS[config.dataset](config)
+    stream = dlsgan.batches(images, config.batch_size, 0, 0, config.flip)
+    weights = [p.detach() for p in model.parameters()]
+    average = [p.clone() for p in weights]
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    parts = {
+        "data": timed(lambda: dlsgan.to_float(next(stream))),
+        "R1": (timed(lambda: stepper.step(1.0)) - plain) / 16,
+        "averaged weights": timed(lambda: torch._foreach_lerp_(average, weights, 0.001)),
+        "optimisers": timed(lambda: [optimizer.step() for optimizer in stepper.optimizers]),
+    }
+    steps = -(-config.images // config.batch_size)
+    result = {name: value / seconds for name, value in parts.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        def evaluation() -> None:
+            line = dlsgan.evaluate(model, dlsgan.to_float(test[: dlsgan.EVALUATED]), config.batch_size) | {"images": 8}
+            dlsgan.report(model, dlsgan.to_float(test[:64]), [line], Path(folder) / "report.png", "")
+        evaluations = -(-steps // max(50, min(2000, -(-steps // 8))))  # as often as dlsgan.train evaluates
+        repeats = 2
+        return result | {"evaluations and figures, of a whole run": evaluations * timed(evaluation) / (steps * seconds)}
+
+
+def startup(settings: dict) -> float:
+    """Seconds from the command to the end of the first training step, with the data decoded before."""
+    code = "import sys, json, dlsgan; next(dlsgan.train(dlsgan.Config(**json.loads(sys.argv[1]))))"
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code, json.dumps(settings)], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def show(title: str, rows: dict[str, dict]) -> None:
+    """A table with one row per measurement."""
+    columns = list(next(iter(rows.values())))
+    print(f"\n{title}\n{'':38}" + "".join(f"{name:>17}" for name in columns))
+    for name, row in rows.items():
+        print(f"{name:38}" + "".join(f"{row[column]:17.3f}" for column in columns), flush=True)
+
+
+def main(sections: list[str], threads: list[int], data_dir: str = "", bench: dict = BENCH) -> dict:
+    wanted, results = sections or SECTIONS, {"machine": processor(), "torch": torch.__version__}
+    data = {"dataset": "celeba", "data_dir": data_dir} if data_dir else {}
+
+    def keep(name: str, rows: dict[str, dict]) -> None:
+        show(name, rows)
+        results[name] = rows
+    for n in threads:
+        torch.set_num_threads(n)
+        if "floor" in wanted:
+            keep(f"floor, {n} threads", {f"batch {b}": alone(bench | {"batch_size": b}, n) for b in (8, 32)})
+        if "levers" in wanted:
+            rows, base = {}, dlsgan.Config(**bench)
+            for name in naive.LEVERS:
+                rows[name] = compare(Stepper(base, (name,), 0), Stepper(base, (), 0), 7)
+            rows["all of these"] = compare(Stepper(base, tuple(naive.LEVERS), 0), Stepper(base, (), 0), 7)
+            rows["R1 every 16th step"] = compare(Stepper(base, (), 1), Stepper(base, (), 16), 17)
+            keep(f"levers, {n} threads: without it, with it, gain", rows)
+        if "growth" in wanted:
+            small = bench | {"latent_dim": 32, "resolution": 32}
+            cases = [small | {"resolution": r} for r in (32, 64, 128)]
+            cases += [small | {"batch_size": b} for b in (16, 32)] + [small | {"latent_dim": d} for d in (256, 512)]
+            keys = ("resolution", "batch_size", "latent_dim")
+            keep(f"growth, {n} threads", {", ".join(f"{k} {c[k]}" for k in keys): alone(c, n) for c in cases})
+        if "shares" in wanted:
+            configs = {"cartoon": {}} | ({"celeba64": dlsgan.PRESETS["celeba64"] | data} if data_dir else {})
+            keep(f"shares, {n} threads", {name: shares(dlsgan.Config(**c)) for name, c in configs.items()})
+        if "presets" in wanted:
+            rows = {}
+            for name in ("cartoon", "mnist", "celeba64", "celeba"):
+                c = dlsgan.Config(**dlsgan.PRESETS[name] | ({"batch_size": 4} if name == "celeba" else {}))
+                rows[f"{name}, batch {c.batch_size}"] = compare(Stepper(c, tuple(naive.LEVERS)), Stepper(c), 17)
+            keep(f"presets, {n} threads: before, after, gain", rows)
+    if "startup" in wanted:
+        cases = {"cartoon": {}} | ({"celeba64": dlsgan.PRESETS["celeba64"] | data} if data_dir else {})
+        keep("startup", {name: {"seconds": [startup(c | {"images": 64}) for _ in range(2)][1]} for name, c in cases.items()})
+    return results
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", help=f"any of {', '.join(SECTIONS)} (default: all)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads (default: 1 2)")
+    parser.add_argument("--data-dir", default="", help="CelebA, for the loading of real files")
+    given = parser.parse_args()
+    if unknown := set(given.sections) - set(SECTIONS):
+        parser.error(f"unknown section {min(unknown)}: choose {', '.join(SECTIONS)}")
+    measured = main(given.sections, given.threads, given.data_dir)
+    path = Path(__file__).parent / "results" / "speed.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(kept | measured, indent=1) + "\n")
+    print(f"kept in {path}")
