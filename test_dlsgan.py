@@ -1399,8 +1399,8 @@ def test_cartoon_runs_are_kept_and_not_repeated(monkeypatch, capsys):
     first = cartoon_factors.main(("2-0",), images=16)
     assert first["2-0"]["images"] == 16 and len(first["2-0"]["v"]) == TINY["latent_dim"]
     assert np.shape(first["2-0"]["r2_of_one_latent"]) == (TINY["latent_dim"], 2)
-    model = dlsgan.load("runs/cartoon_factors/2-0.pt")
-    l_enc = original(model, 2, dlsgan.read_checkpoint("runs/cartoon_factors/2-0.pt")[0], n=150)["l_enc"]
+    model = dlsgan.load("runs/cartoon_factors/2-0")
+    l_enc = original(model, 2, dlsgan.read_checkpoint("runs/cartoon_factors/2-0")[0], n=150)["l_enc"]
     assert first["2-0"]["l_enc"] == pytest.approx(l_enc)
     monkeypatch.setattr(cartoon_factors, "train", None)  # would fail if called
     assert cartoon_factors.main(("2-0",), images=16) == first

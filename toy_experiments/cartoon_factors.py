@@ -133,7 +133,7 @@ def run(name: str, images: int) -> dict:
     changes = {"seed": seed, "images": images, "device": "cpu", "threads": 1}
     config = dlsgan.Config(**SETTINGS | changes | ({"encoder_weight": float(weight[0])} if weight else {}))
     config.check()
-    path = CHECKPOINTS / f"{name}.pt"
+    path = CHECKPOINTS / name / "checkpoint.pt"
     if not path.exists() or dlsgan.read_checkpoint(path)[0] != config:
         start = time.process_time()
         weights = train(k, config).state_dict()
@@ -218,8 +218,8 @@ def draw(results: dict, path: Path) -> None:
         axes[panel].axis("off")
     for axis, name in zip((axes["e"], axes["f"]), shown, strict=False):
         order = results[name]["order"][: results[name]["live"]]
-        if order and (CHECKPOINTS / f"{name}.pt").exists():
-            axis.imshow(traversals(dlsgan.load(CHECKPOINTS / f"{name}.pt"), order), interpolation="nearest")
+        if order and (CHECKPOINTS / name).exists():
+            axis.imshow(traversals(dlsgan.load(CHECKPOINTS / name), order), interpolation="nearest")
         axis.set_title(f"K = {results[name]['factors']}: live dimensions, each from -2 to 2", fontsize=10)
     figure.savefig(path, dpi=110)
 
