@@ -38,17 +38,20 @@ from torch.utils.flop_counter import FlopCounterMode
 import dlsgan
 from toy_experiments import (
     align,
+    cartoon_factors,
     common,
     compare,
     eigengan,
     eigengan_linear,
     export,
+    failure_gallery,
     interfacegan,
     invert_by_optimization,
     judges,
     lia,
     linear_gaussian,
     measures,
+    mnist,
     naive,
     paper_figures,
     results,
@@ -1657,7 +1660,6 @@ def test_experiments_answer_bad_input_with_one_line(command, told, monkeypatch, 
         runpy.run_module(f"toy_experiments.{name}", run_name="__main__")
     error = capsys.readouterr().err
     assert end.value.code == 2 and told in error and error.count("\n") == 1
-    assert len((ROOT / "dlsgan.py").read_text().splitlines()) <= 980
 
 
 # ---- toy_experiments: EigenGAN, InterFaceGAN and their judges ---------------------------------------------------------
@@ -1966,3 +1968,270 @@ def test_bad_input_to_the_experiments_gets_one_line(arguments, monkeypatch, caps
 @pytest.mark.slow
 def test_the_factor_regressor_reads_every_factor():
     assert min(judges.factor_regressor(32)[1]["R^2"]) > 0.8
+
+
+# ---- Toy experiments: known factors, deliberate mistakes, MNIST ------------------------------------------------------
+
+
+def test_only_the_first_factors_vary():
+    faces, u = cartoon_factors.draw_faces(20, 4, torch.Generator().manual_seed(3), 16)
+    assert (u[:, 4:] == 0).all() and u[:, :4].std() > 0.5
+    assert torch.equal(faces, dlsgan.cartoon_faces(20, 16, values=u)[0])
+
+
+def test_the_short_training_loop_equals_train(monkeypatch):
+    """On the same images, cartoon_factors.train gives the averaged weights of dlsgan.train to the bit."""
+    config = tiny(images=68, out="r")  # with a penalty at steps 0 and 16
+    list(dlsgan.train(config))
+    stream = dlsgan.batches(small_cartoon(config)[0], config.batch_size, config.seed, 0, False)
+    monkeypatch.setattr(cartoon_factors, "draw_faces", lambda *_: (dlsgan.to_float(next(stream)), None))
+    expected = dlsgan.load("r").state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in cartoon_factors.train(8, config).state_dict().items())
+
+
+def test_correlation_ratio_sees_a_fold_and_nothing_in_noise():
+    random = np.random.default_rng(0)
+    codes = random.normal(size=(4000, 3))
+    u = np.stack((codes[:, 0], np.abs(codes[:, 1]), random.normal(size=4000)), 1)
+    ratios = cartoon_factors.correlation_ratios(codes, u)
+    for i, k in np.ndindex(3, 3):  # one pair at a time, from its definition
+        groups = np.array_split(u[codes[:, i].argsort(), k], 20)
+        between = np.mean([(group.mean() - u[:, k].mean()) ** 2 for group in groups])
+        assert ratios[i, k] == pytest.approx(between / u[:, k].var(), abs=1e-9)
+    assert ratios[0, 0] > 0.95 and ratios[1, 1] > 0.95 and ratios[:, 2].max() < 0.02
+    assert cartoon_factors.scores(codes[:, 1:2], u[:, 1:2], cartoon_factors.LinearRegression)[0] < 0.05
+    assert cartoon_factors.scores(codes[:, 1:2], u[:, 1:2])[0] > 0.99
+
+
+def test_cartoon_runs_are_kept_and_not_repeated(monkeypatch, capsys):
+    original = cartoon_factors.measure
+    monkeypatch.setattr(cartoon_factors, "RESULTS", Path("kept"))
+    monkeypatch.setattr(cartoon_factors, "measure", lambda *arguments: original(*arguments, n=150))
+    small = {key: TINY[key] for key in ("resolution", "width", "latent_dim")}
+    monkeypatch.setattr(cartoon_factors, "SETTINGS", cartoon_factors.SETTINGS | small)
+    first = cartoon_factors.main(("2-0",), images=16)
+    assert first["2-0"]["images"] == 16 and len(first["2-0"]["v"]) == TINY["latent_dim"]
+    assert np.shape(first["2-0"]["r2_of_one_latent"]) == (TINY["latent_dim"], 2)
+    model = dlsgan.load("runs/cartoon_factors/2-0")
+    l_enc = original(model, 2, dlsgan.read_checkpoint("runs/cartoon_factors/2-0")[0], n=150)["l_enc"]
+    assert first["2-0"]["l_enc"] == pytest.approx(l_enc)
+    monkeypatch.setattr(cartoon_factors, "train", None)  # would fail if called
+    assert cartoon_factors.main(("2-0",), images=16) == first
+    assert cartoon_factors.line(first["2-0"] | {"lambda": 10.0}).startswith("K = 2, seed 0, lambda 10: 0 live")
+    assert (Path("kept") / "cartoon_factors.png").stat().st_size > 10_000
+    with pytest.raises(dlsgan.UserError, match="unknown run '3-0'"):
+        cartoon_factors.main(("3-0",), images=16)
+
+
+def test_pruning_and_calibration_of_a_model_that_loses_nothing_or_half():
+    """d = 4 latents as four pixels, read exactly: v = E[z z_hat]; or two of them dead: nothing to prune."""
+
+    class Pixels(nn.Module):
+        def forward(self, z):
+            return 0.1 * F.pad(z * gain, (0, 3 * 256 - 4)).unflatten(1, (3, 16, 16))
+
+    class Reader(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, 0], 10 * gain * x.flatten(1)[:, :4]
+
+    for gain, live in ((torch.ones(4), 4), (torch.tensor([1.0, 0, 0, 1]), 2)):
+        model = dlsgan.DLSGAN(Pixels(), Reader(), dlsgan.LatentScale(4))
+        r = cartoon_factors.measure(model, 2, tiny(), n=900)
+        assert r["live"] == live and r["psnr_pruned"] > 100 and r["psnr_mean_image"] < 60
+        assert r["v"] == pytest.approx(r["z_times_z_hat"], abs=1e-3)
+        assert set(r["order"][:live]) == set(gain.nonzero()[:, 0].tolist())
+        assert r["l_enc"] == pytest.approx(1 - live / 4, abs=0.1)
+        assert r["l_enc_predicted_from_v"] == pytest.approx(0, abs=0.1)  # s does not follow v in this model
+
+
+def test_the_kept_cartoon_results_say_what_the_text_says():
+    for run, kept in json.loads((cartoon_factors.RESULTS / "cartoon_factors.json").read_text()).items():
+        assert cartoon_factors.line(kept) in cartoon_factors.__doc__
+        assert kept["command"] == f"python -m toy_experiments.cartoon_factors {run}"
+        assert kept["images"] == cartoon_factors.IMAGES and kept["machine"]
+        assert kept["live"] == sum(v > 0.5 for v in kept["v"])
+        predicted = 1 - sum(v * v for v in kept["v"]) / sum(kept["v"])
+        assert kept["l_enc_predicted_from_v"] == pytest.approx(predicted, abs=1e-3)
+
+
+def steps_of_one_model(*steps):
+    """The weights after one update of copies of a small model, each by its own step."""
+    torch.manual_seed(0)
+    first, weights = dlsgan.build(tiny()), []
+    for step, settings in steps:
+        model = copy.deepcopy(first)
+        networks = (model.generator, model.discriminator)
+        optimizers = [torch.optim.SGD(network.parameters(), 1.0) for network in networks]
+        step(model, optimizers, dlsgan.cartoon_faces(4, 16)[0], torch.Generator().manual_seed(0), **settings)
+        weights.append([torch.cat([p.detach().flatten() for p in network.parameters()]) for network in networks])
+    return weights
+
+
+def test_encoder_loss_in_d_only_leaves_the_generator_to_the_adversary():
+    d_only = failure_gallery.changed_step(mnist.D_ONLY)
+    whole, without = ((dlsgan.train_step, {"encoder_weight": weight}) for weight in (3.0, 0.0))
+    ours, both, none = steps_of_one_model((d_only, {"encoder_weight": 3.0}), whole, without)
+    assert torch.equal(ours[0], none[0]) and torch.equal(ours[1], both[1])
+    assert not torch.equal(ours[0], both[0]) and not torch.equal(ours[1], none[1])
+
+
+def test_a_changed_step_must_change_what_is_there():
+    with pytest.raises(ValueError, match="stands 0 times"):
+        failure_gallery.changed_step(("l_enc = everything", "l_enc = 0"))
+    unchanged = failure_gallery.changed_step()
+    first, second = steps_of_one_model((unchanged, {}), (dlsgan.train_step, {}))
+    assert all(map(torch.equal, first, second))
+
+
+def test_gradient_through_s_is_the_derivative_of_the_whole_loss():
+    """The mistaken L_enc depends on z_hat through s, too; its value for s from the batch is the same."""
+    step = failure_gallery.changed_step(*failure_gallery.GRADIENT_THROUGH_S)
+    ours, intact = steps_of_one_model((step, {}), (dlsgan.train_step, {}))
+    assert not torch.equal(ours[0], intact[0]) and not torch.equal(ours[1], intact[1])
+    assert torch.isfinite(torch.cat([*ours])).all()
+
+
+def test_the_mistakes_of_the_gallery_before_any_training():
+    """What each mistake breaks by construction, and what an intact model keeps."""
+    x, z = two_dimensional.draw_data("ring", 40, torch.Generator().manual_seed(0)), torch.randn(40, two_dimensional.D)
+    intact, normalised = failure_gallery.train(0), failure_gallery.train(0, first=failure_gallery.Normalise)
+    noisy = failure_gallery.train(0, between=failure_gallery.Noise)
+    crowd = failure_gallery.train(0, discriminator=failure_gallery.MinibatchStd)
+    assert torch.allclose(normalised.decode(3 * z), normalised.decode(z), atol=1e-5)  # the length of z is lost
+    assert not torch.allclose(intact.decode(3 * z), intact.decode(z), atol=1e-2)
+    assert torch.equal(intact.decode(z), intact.decode(z)) and not torch.equal(noisy.decode(z), noisy.decode(z))
+    for model, same in ((intact, True), (crowd, False)):
+        assert torch.allclose(model.encode(x)[:4], model.encode(x[:4]), atol=1e-6) == same
+    features = crowd.discriminator.body(x[:8])
+    for i in range(2):  # the groups are {0, 2, 4, 6} and {1, 3, 5, 7}
+        std = features[i::2].std(0).mean()
+        expected = crowd.discriminator.head(torch.cat((features[i::2], std.expand(4, 1)), 1))[:, 1:]
+        assert torch.allclose(crowd.encode(x[:8])[i::2], expected, atol=1e-6)
+
+
+def gallery_claims(kept):
+    """The sentences of failure_gallery's docstring, on its results."""
+    measures = {name: run["measures"] for name, run in kept["runs"].items()}
+    intact = measures.pop("intact")
+    assert intact["live dimensions"] == 2 and intact["error of reconstructions, data"] < 0.15 and intact["L_enc"] < 0.02
+    revealing = {name: kept["runs"][name]["revealed by"] for name in measures}
+    for name, key in revealing.items():
+        better, worse = sorted((abs(measures[name][key]), abs(intact[key])))
+        assert worse > 1.5 * better, name
+    collapsed = measures["loss on reconstructions"]
+    for key in ("L_enc", "error of reconstructions, generated", "spread"):
+        assert collapsed[key] < intact[key]
+    assert measures["gradient through s"]["live dimensions"] == 1
+
+
+def test_the_kept_gallery_shows_each_mistake():
+    kept = json.loads((failure_gallery.RESULTS / "failure_gallery.json").read_text())
+    gallery_claims(kept)
+    for name, run in kept["runs"].items():
+        assert failure_gallery.line(name, run, kept["runs"]["intact"]) in failure_gallery.__doc__
+
+
+@pytest.mark.slow
+def test_the_gallery_anew(monkeypatch):
+    monkeypatch.setattr(failure_gallery, "RESULTS", Path("kept"))
+    gallery_claims(failure_gallery.main())
+    assert Path("kept/failure_gallery.png").exists()
+
+
+def small_mnist(monkeypatch):
+    write_mnist(Path("data/mnist"), 60)
+    monkeypatch.setattr(mnist, "RESULTS", Path("kept"))
+    preset = {"dataset": "mnist", "encoder_weight": 3.0} | {key: TINY[key] for key in TINY if key != "images"}
+    monkeypatch.setitem(dlsgan.PRESETS, "mnist", preset)
+
+
+def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):
+    small_mnist(monkeypatch)
+    with pytest.raises(dlsgan.UserError, match="the run 'gan' comes first"):
+        mnist.main("run", ("afterwards",), images=40)
+    names = ("scale-0", "plain-0", "lambda-3", "d-only", "gan", "afterwards")
+    found = mnist.main("run", names, images=40)
+    assert found.keys() == set(names)
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 + len(names) and all(row.count("|") == rows[0].count("|") for row in rows)
+    measures = {name: found[name]["measures"] for name in names}
+    assert measures["lambda-3"] == measures["scale-0"]  # the same settings at the same budget
+    first = {name: next(dlsgan.load(f"runs/mnist_study/{name}").generator.parameters()) for name in names}
+    assert all(not torch.equal(first["lambda-3"], first[name]) for name in ("d-only", "plain-0", "gan"))
+    # the kept measures are those of the kept networks
+    model = dlsgan.load("runs/mnist_study/scale-0")
+    test = dlsgan.to_float(dlsgan.load_mnist(mnist.configure("scale-0", 40, "data/mnist"))[1][:30])
+    l_enc = dlsgan.evaluate(model, test, 50)["l_enc"]
+    assert found["scale-0"]["measures"]["l_enc"] == pytest.approx(l_enc, abs=1e-4)
+    frozen, late = (dlsgan.load(f"runs/mnist_study/{name}") for name in ("gan", "afterwards"))
+    assert torch.equal(frozen.sample(4), late.sample(4))
+    assert not torch.equal(frozen.encode(test[:4]), late.encode(test[:4]))
+    assert not dlsgan.load("runs/mnist_study/plain-0").latent_scale.enabled and model.latent_scale.enabled
+    # a run that is there already goes on: nothing is left to train, and the result is the same
+    again = mnist.main("run", ("scale-0",), images=40)
+    assert again["scale-0"] == found["scale-0"] and again.keys() == found.keys()
+    mnist.main("figures")
+    assert {path.stem for path in Path("kept").glob("*.png")} == {"mnist_ablations", "mnist_curves", "mnist_digits"}
+
+
+def test_the_kept_mnist_results_stand_in_the_table():
+    kept, text = mnist.RESULTS / "mnist.json", (ROOT / "toy_experiments" / "README.md").read_text()
+    if not kept.exists():
+        pytest.skip("no run is kept")
+    results = json.loads(kept.read_text())
+    assert all(row in text for row in mnist.table(results).splitlines())
+    for name, r in results.items():
+        assert r["command"] == f"python -m toy_experiments.mnist run {name} --images {r['images']}" and r["machine"]
+        if name != "afterwards":
+            assert r["curves"][-1]["images"] == r["images"] and all(point["swd"] for point in r["curves"])
+
+
+@pytest.mark.slow
+def test_the_scale_lowers_l_enc_on_mnist(monkeypatch):
+    data = ROOT / "data" / "mnist"
+    if not data.exists():
+        pytest.skip("needs data/mnist")
+    monkeypatch.setattr(mnist, "RESULTS", Path("kept"))
+    runs = mnist.main("run", ("scale-0", "plain-0"), data_dir=str(data))
+    scale, plain = (runs[name]["measures"] for name in ("scale-0", "plain-0"))
+    assert scale["l_enc"] < plain["l_enc"] and scale["psnr_generated"] > plain["psnr_generated"]
+    assert min(scale["spread"], plain["spread"]) > 0.8
+
+
+@pytest.mark.slow
+def test_four_factors_are_found_anew(monkeypatch):
+    monkeypatch.setattr(cartoon_factors, "RESULTS", Path("kept"))
+    r = cartoon_factors.main(("4-0",))["4-0"]
+    assert abs(r["live"] - 4) <= 1 and r["spread"] >= 0.8 and min(r["r2_live_boosted_trees"]) >= 0.9
+
+
+def test_flips_share_one_mask_a_column_and_traversals_meet_at_zero():
+    config = tiny(latent_dim=40)
+    model = dlsgan.build(config).requires_grad_(False)
+    x = dlsgan.cartoon_faces(3, 16)[0]
+    z_hat = model.encode(x)
+    chance = torch.rand(5, 40, generator=torch.Generator().manual_seed(7))
+    flipped = mnist.flips(model, x, 5, probability=0.1, seed=7)
+    for column, row in np.ndindex(5, 3):
+        sign = [-1.0 if value < 0.1 else 1.0 for value in chance[column].tolist()]
+        assert torch.allclose(flipped[column, row], model.decode(z_hat[row : row + 1] * torch.tensor(sign))[0], atol=1e-5)
+    assert torch.equal(mnist.flips(model, x, 1, probability=0.0)[0], model.reconstruct(x))
+    picture = cartoon_factors.traversals(model, [3, 8])  # uint8 [2 * 16, 9 * 16, 3]
+    z = torch.zeros(1, 40)
+    assert np.array_equal(picture[:16, 4 * 16 : 5 * 16], picture[16:, 4 * 16 : 5 * 16])  # both pass through z = 0
+    z[0, 8] = -2
+    assert np.abs(picture[16:, :16].astype(int) - dlsgan.grid([model.decode(z)])).max() <= 1
+
+
+@pytest.mark.parametrize("arguments", [["cartoon_factors", "3-0"], ["mnist", "run", "nonsense"]])
+def test_unknown_toy_runs_get_one_clear_line(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "toy_experiments" / f"{arguments[0]}.py"), run_name="__main__")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and re.fullmatch(rf"{arguments[0]}: unknown run '{arguments[-1]}': choose .*\n", error)
+
+
+def test_the_sizes_of_the_experiments():
+    for module in (cartoon_factors, failure_gallery, linear_gaussian, mnist, two_dimensional):
+        assert len(Path(module.__file__).read_text().splitlines()) <= 250, module.__name__
