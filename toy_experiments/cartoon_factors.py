@@ -10,7 +10,7 @@ ones follows K only loosely: it meets the aim at K = 4 (within 1), 6 and 8 (with
 ones in details that the discriminator lets pass. The aim R^2 >= 0.9 for each factor is met at K = 2 and 4; of six factors
 y (0.898) and the smile miss it, of eight the size, tilt, smile and eyes (a smile is a pixel high). Spread >= 0.8 is met.
 
-Limits. Resolution, d and lambda are not the preset's, and lambda was chosen on K = 4, seed 0; run 4-0-10 has the preset's 10.
+Limits. Resolution, d and lambda are not the preset's, and lambda was chosen on K = 4, seed 0 (run 4-0-10: the preset's).
 A high R^2 alone says little: an untrained network's outputs tell the factors of few-factor faces as well (r2_untrained_* in
 the results). So R^2 is that of the live dimensions alone, by boosted trees, as the generator may bend or fold a factor; the
 linear fit and the R^2 of one dimension at a time stand beside it. The encoder is not calibrated: its predictions are too
