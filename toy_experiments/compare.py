@@ -52,7 +52,7 @@ COLUMNS = {  # of the table: (heading, format)
     "images": ("training images", ",d"),
     "minutes": ("minutes", ".1f"),
 }
-SAMPLES = 1000  # images on either side of the distances between sets
+SAMPLES, PATCHES = 1000, 16  # images on either side of the distances between sets, patches an image for SWD
 
 
 class Optimised(dlsgan.DLSGAN):
@@ -139,7 +139,7 @@ def measure(model: dlsgan.DLSGAN, test: Tensor, inception: torch.nn.Module | Non
         result["seconds_per_image"] = (common.clock(device) - before) / len(x)
     networks = [model.generator] + [model.discriminator] * (not isinstance(model, Optimised))
     result["parameters"] = sum(p.numel() for network in networks for p in network.parameters())
-    result["swd"] = measures.swd(samples, test)["mean"]
+    result["swd"] = measures.swd(samples, test, PATCHES)["mean"]
     return result | ({"fid": measures.fid(samples, test, inception)} if inception else {})
 
 
@@ -160,7 +160,7 @@ def run(method: str, config: dlsgan.Config, runs: Path = Path("runs"), inception
     result = {"method": method, "seed": config.seed, "images": used, "minutes": seconds / 60}
     result |= measure(model, test, network)
     others = dlsgan.to_float(test_images[SAMPLES : 2 * SAMPLES])  # what a perfect generator could reach
-    result["swd_of_other_test_images"] = measures.swd(others, test)["mean"] if len(others) else math.nan
+    result["swd_of_other_test_images"] = measures.swd(others, test, PATCHES)["mean"] if len(others) else math.nan
     with torch.no_grad():
         x = test[:8].to(next(model.parameters()).device)
         pictures = {"x": x, "reconstructions": model.reconstruct(x), "samples": model.sample(8)}

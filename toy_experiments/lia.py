@@ -4,15 +4,15 @@ Jiapeng Zhu et al., "Disentangled Inference for GANs with Latently Invertible Au
 Stage 1 is a GAN x = g(phi(z)) whose mapping network phi has an exact inverse. Stage 2 takes phi out, freezes g and trains
 an encoder f, so that g(f(x)) is like x: an autoencoder without random variables. Then y = f(x) and z = phi^-1(y).
 
-Claim. The inverse is exact, and an encoder to y learns more steadily, and reconstructs better, than one that is trained
-as in a VAE to a distribution over z, through an MLP as mapping network. The ablation, an encoder to the w of the same MLP,
-has no way back to z, but shows what the invertible map costs or gives besides.
+Claim. The inverse is exact. The paper also finds that an encoder to y learns more steadily, and reconstructs better, than
+one that is trained as in a VAE to a distribution over z, through an MLP as mapping network; this is measured here. So is
+the ablation, an encoder to the w of the same MLP: it has no way back to z, but shows what the invertible map itself does.
 
 Changes from the paper: StyleGAN2's blocks of dlsgan.py, small; non-saturating loss with R1 as in the official code (the
 text says WGAN with R1); no VGG16 is at hand for the perceptual term: features of the frozen discriminator of stage 1 at 1/8
 of the resolution stand in, with a weight of their own; f is built as the discriminator, without batch norm.
 
-    python -m toy_experiments.lia --dataset mnist     about 12 minutes on one core; draws results/lia-mnist.png
+    python -m toy_experiments.lia --dataset mnist     about 14 minutes on one core; draws results/lia-mnist.png
 
 It prints measures of each system and "|phi(phi^-1(y)) - y| at most 2e-15 in float64". A second call goes on with what has
 been trained, in runs/DATASET-IMAGES.
