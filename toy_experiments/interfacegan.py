@@ -59,7 +59,8 @@ def fit_normals(codes: np.ndarray, labels: np.ndarray, seed: int = 0) -> tuple[n
     fitted, held_out = order[:cut], order[cut:]
     normals, offsets, accuracies = [], [], []
     for label in labels.T:
-        svm = LinearSVC(C=10 / cut, class_weight="balanced", dual=False).fit(codes[fitted], label[fitted])
+        svm = LinearSVC(C=10 / cut, intercept_scaling=10, class_weight="balanced", dual=False)
+        svm.fit(codes[fitted], label[fitted])
         length = np.linalg.norm(svm.coef_[0])
         normals.append(svm.coef_[0] / length)
         offsets.append(svm.intercept_[0] / length)
