@@ -416,8 +416,8 @@ class Config:
 PRESETS = {
     "cartoon": {},
     "mnist": {"dataset": "mnist", "batch_size": 16, "encoder_weight": 3.0, "r1_gamma": 5.0, "lr": 2e-3, "images": 84_000},
-    "celeba64": {"dataset": "celeba", "resolution": 64, "width": 0.125, "latent_dim": 64, "batch_size": 16, "lr": 2e-3,
-                 "lr_final": 0.1, "encoder_weight": 20.0, "r1_gamma": 1.0, "images": 400_000, "flip": True},
+    "celeba64": {"dataset": "celeba", "resolution": 64, "latent_dim": 64, "batch_size": 16, "flip": True, "images": 400_000,
+                 "lr": 2e-3, "lr_final": 0.1, "encoder_weight": 8.0, "r1_gamma": 1.0, "scale_window": 1500},
     "celeba": {"dataset": "celeba", "resolution": 128, "width": 1.0, "latent_dim": 512, "mapping_layers": 8,
                "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": round(0.98**50, 4), "encoder_weight": 1.0,
                "r1_gamma": 20.0, "scale_rule": "sma", "scale_window": 512, "head_scale": 1.0},

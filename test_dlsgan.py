@@ -26,23 +26,32 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.signal
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from sklearn.decomposition import PCA
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dlsgan
 from toy_experiments import (
     align,
+    cartoon_factors,
     common,
     compare,
+    eigengan,
+    eigengan_linear,
     export,
+    failure_gallery,
+    interfacegan,
     invert_by_optimization,
+    judges,
     lia,
     linear_gaussian,
     measures,
+    mnist,
     naive,
     paper_figures,
     results,
@@ -1651,3 +1660,584 @@ def test_experiments_answer_bad_input_with_one_line(command, told, monkeypatch, 
         runpy.run_module(f"toy_experiments.{name}", run_name="__main__")
     error = capsys.readouterr().err
     assert end.value.code == 2 and told in error and error.count("\n") == 1
+
+
+# ---- toy_experiments: EigenGAN, InterFaceGAN and their judges ---------------------------------------------------------
+
+
+def spread_eigenvalues(dimensions, seed):
+    """A sample from a Gaussian with distinct eigenvalues, float64 [4000, dimensions]."""
+    random = np.random.default_rng(seed)
+    axes = np.linalg.qr(random.normal(size=(dimensions, dimensions)))[0]
+    centred = random.normal(size=(4000, dimensions)) * np.linspace(2.5, 0.3, dimensions) @ axes.T
+    return centred + random.normal(size=dimensions)
+
+
+@pytest.mark.parametrize(("dimensions", "q", "sigma", "seed"), [(6, 2, 0.3, 0), (8, 3, 0.5, 1), (10, 5, 0.2, 2)])
+def test_a_linear_subspace_by_likelihood_is_pca(dimensions, q, sigma, seed):
+    sample = spread_eigenvalues(dimensions, seed)
+    pca = PCA(q).fit(sample)
+    values = pca.explained_variance_ * (len(sample) - 1) / len(sample)  # of the maximum likelihood covariance
+    moments = torch.tensor(sample.mean(0)), torch.tensor(np.cov(sample, rowvar=False, ddof=0))
+    model = eigengan_linear.fit_by_likelihood(*moments, q, sigma, seed)
+    order = model.L.detach().abs().argsort(descending=True)
+    u = eigengan_linear.orthonormal(model.free.detach())[:, order].numpy()
+    assert np.abs((u * pca.components_.T).sum(0)).min() >= 1 - 1e-6
+    np.testing.assert_allclose(model.L.detach()[order].numpy() ** 2, values - sigma**2, atol=5e-5)
+    np.testing.assert_allclose(model.mu.detach().numpy(), sample.mean(0), atol=1e-5)
+    assert eigengan_linear.theorem(model, moments[1])["one_minus_cosine"] < 1e-6
+    assert eigengan_linear.compare_with_pca(model, moments[1])["subspace"] < 0.1  # degrees
+
+
+def test_likelihood_of_a_linear_subspace_against_scipy():
+    sample = spread_eigenvalues(5, 4)
+    moments = torch.tensor(sample.mean(0)), torch.tensor(np.cov(sample, rowvar=False, ddof=0))
+    u = eigengan_linear.orthonormal(torch.randn(5, 2, dtype=torch.float64))
+    length, mu, sigma = torch.tensor([1.7, -0.6]).double(), torch.randn(5).double(), 0.4
+    ours = eigengan_linear.negative_log_likelihood(u, length, mu, sigma, *moments)
+    covariance = (u * length**2) @ u.T + sigma**2 * torch.eye(5, dtype=torch.float64)
+    oracle = -scipy.stats.multivariate_normal(mu.numpy(), covariance.numpy()).logpdf(sample).mean()
+    assert ours.item() == pytest.approx(oracle, rel=1e-10)
+    # a free matrix W in the place of U diag(L) may be rotated: the same density, but its columns are no eigenvectors
+    angle = torch.tensor(0.7).double()
+    turn = torch.stack((torch.stack((angle.cos(), -angle.sin())), torch.stack((angle.sin(), angle.cos()))))
+    w = (u * length) @ turn
+    torch.testing.assert_close(w @ w.T + sigma**2 * torch.eye(5, dtype=torch.float64), covariance)
+    cosines = (F.normalize(w, dim=0).T @ u).abs()
+    assert cosines.max() < 0.99
+    # of all those W, only those without rotation are orthogonal columns
+    assert (w.T @ w - torch.diag((w.T @ w).diagonal())).abs().max() > 0.1
+
+
+def test_samples_of_the_linear_subspace_have_the_stated_covariance():
+    model = eigengan_linear.LinearSubspace(4, 2, 0.5)
+    with torch.no_grad():
+        x = model(torch.randn(200_000, 6, generator=torch.Generator().manual_seed(0)))
+        u = eigengan_linear.orthonormal(model.free)
+        expected = (u * model.L**2) @ u.T + 0.25 * torch.eye(4)
+    torch.testing.assert_close(torch.cov(x.T), expected, atol=0.03, rtol=0)
+
+
+def test_linear_gans_run_and_are_measured():
+    result = eigengan_linear.main(steps=60, seeds=1, figure=False)
+    assert result["likelihood"]["one_minus_cosine"] < 1e-6 and result["likelihood"]["length_error"] < 1e-6
+    assert len(result["gan"]) == 4
+    for runs in result["gan"].values():
+        assert [point["step"] for point in runs[0]] == [0, 50]
+        assert all(0 <= point["subspace"] <= 90 and 0 <= point["axes"] <= 90 for point in runs[0])
+
+
+@pytest.mark.slow
+def test_wgan_comes_closer_to_pca_than_the_original_loss():
+    gan = eigengan_linear.main(figure=False)["gan"]
+    angles = {name: np.mean([[point["axes"] for point in run[-20:]] for run in runs]) for name, runs in gan.items()}
+    for noise in ("0.5", "0.0"):
+        assert angles[f"wgan-gp, sigma {noise}"] < angles[f"original, sigma {noise}"]
+
+
+def test_orthonormal_is_gram_schmidt():
+    free = torch.randn(7, 3, dtype=torch.float64)
+    columns = []
+    for column in free.T:
+        for other in columns:
+            column = column - (column @ other) * other
+        columns.append(column / column.norm())
+    torch.testing.assert_close(eigengan_linear.orthonormal(free), torch.stack(columns, 1))
+
+
+def test_a_subspace_is_a_sum_over_its_eigen_dimensions():
+    subspace = eigengan.Subspace(3, 4).double()
+    subspace.mu.data.normal_()
+    z = torch.randn(2, eigengan.Q, dtype=torch.float64)
+    u = eigengan_linear.orthonormal(subspace.free)
+    for got, coordinates in zip(subspace(z), z, strict=True):
+        expected = subspace.mu.clone()
+        for i in range(eigengan.Q):
+            expected = expected + coordinates[i] * subspace.L[i] * u[:, i].view(3, 4, 4)
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_block_adds_the_subspace_before_and_after_the_up_sampling():
+    block = eigengan.Block(4, 3, 4, True).double()
+    h, z = torch.randn(2, 4, 4, 4).double(), torch.randn(2, eigengan.Q).double()
+    phi = block.subspace(z)
+
+    def up(x, channels):  # one half of the joint convolution
+        x = F.conv2d(x, block.up.weight[:, channels] * block.up.gain, padding=1)
+        return F.interpolate(x, scale_factor=2, mode="bilinear")
+
+    inner = F.leaky_relu(h + block.point(phi), 0.2)
+    bias = (block.up.bias * block.up.scale)[:, None, None]
+    total = up(inner, slice(0, 4)) + up(phi, slice(4, 8)) + bias
+    torch.testing.assert_close(block(h, z), block.conv(F.leaky_relu(total, 0.2)))
+
+
+def test_eigengan_training_step_against_separate_losses():
+    torch.manual_seed(0)
+    generator = double(eigengan.EigenGenerator(16, 1, 14, 0.02))
+    discriminator = double(dlsgan.Discriminator(16, 1, 1, 0.02))
+    real, z = torch.rand(3, 1, 16, 16).double(), torch.randn(3, 14).double()
+    networks = generator, discriminator
+    optimizers = [torch.optim.SGD(network.parameters(), 1.0) for network in networks]
+    before = [[p.detach().clone() for p in network.parameters()] for network in networks]
+    image = real.clone().requires_grad_()
+    logits, fake = discriminator(image)[0], generator(z)
+    loss_d = (1 - logits).clamp(min=0).mean() + (1 + discriminator(fake.detach())[0]).clamp(min=0).mean()
+    loss_d = loss_d + 0.7 * dlsgan.r1_penalty(logits, image)
+    loss_g = -discriminator(fake)[0].mean()
+    expected = [torch.autograd.grad(loss, list(network.parameters()), allow_unused=True, retain_graph=True)
+                for loss, network in ((loss_g, generator), (loss_d, discriminator))]
+    returned = eigengan.train_step(*networks, optimizers, real, z, 0.7)
+    assert returned[1].item() == pytest.approx(loss_g.item())
+    for network, old, gradients in zip(networks, before, expected, strict=True):
+        for p, start, gradient in zip(network.parameters(), old, gradients, strict=True):
+            torch.testing.assert_close(start - p, torch.zeros_like(p) if gradient is None else gradient)
+
+
+@pytest.mark.parametrize("subspaces", [True, False])
+def test_eigengan_stays_orthonormal_and_goes_on_where_it_stopped(subspaces):
+    config = tiny(latent_dim=16, width=0.03, images=80, lr=0.01)
+    images = small_cartoon(config)[0]
+    record = {}
+    generator = eigengan.train(config, images, subspaces, Path("state.pt"), record)
+    assert generator.latent_dim == 16 and generator.noise_dim == (4 if subspaces else 16)
+    assert generator(torch.randn(3, 16)).shape == (3, 3, 16, 16)
+    assert record["log"][-1]["images"] == 80 and record["log"][-1]["orthogonality"] < 1e-5
+    for block in generator.blocks if subspaces else []:
+        u = eigengan_linear.orthonormal(block.subspace.free).double()
+        assert (u.T @ u - torch.eye(eigengan.Q)).abs().max() < 1e-5 and block.subspace.L.abs().min() > 1
+    again = eigengan.train(config, images, subspaces, Path("state.pt"), {})  # finished: nothing is left to do
+    for a, b in zip(generator.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_eigengan_needs_room_for_noise():
+    with pytest.raises(dlsgan.UserError, match="leaves no noise"):
+        eigengan.EigenGenerator(32, 3, 18, 0.02)
+
+
+def test_a_traversal_moves_one_dimension():
+    generator = eigengan.EigenGenerator(16, 1, 16, 0.02).requires_grad_(False)
+    generator.blocks[0].subspace.L[2] = 0.0
+    still, moving = (eigengan.traverse(generator, 4 + i) for i in (2, 0))
+    assert (still - still[:1]).abs().max() < 1e-6 and (moving - moving[:1]).abs().max() > 1e-3
+
+
+@pytest.fixture
+def blind_judges(monkeypatch):
+    """Judges that hardly learn, so that whole experiments run in seconds."""
+    monkeypatch.setattr(eigengan, "factor_regressor", lambda resolution: judges.factor_regressor(resolution, 2))
+
+
+@pytest.mark.parametrize("dataset", ["cartoon", pytest.param("mnist", marks=pytest.mark.slow)])
+def test_eigengan_from_data_to_results(dataset, blind_judges):
+    write_mnist(Path("data/mnist"), 60)
+    config = tiny(dataset=dataset, data_dir=f"data/{dataset}", latent_dim=16, images=8)
+    result = eigengan.main(config, results=Path("kept"))
+    assert Path(f"kept/eigengan-{dataset}.png").stat().st_size > 10_000
+    assert json.loads(Path(f"kept/eigengan-{dataset}.json").read_text()).keys() == result.keys()
+    explained = np.array(result["subspaces"].get("explained", []))
+    assert explained.shape == ((16, 8) if dataset == "cartoon" else (0,))
+
+
+def test_normals_of_labelled_codes():
+    random = np.random.default_rng(0)
+    true = F.normalize(torch.tensor(random.normal(size=(2, 6))), dim=1).numpy()
+    codes = random.normal(size=(4000, 6))
+    labels = codes @ true.T + [0.5, -0.2] > 0
+    normals, offsets, accuracies = interfacegan.fit_normals(codes, labels)
+    assert (np.abs((normals * true).sum(1)) > 0.999).all() and min(accuracies) > 0.96
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1)
+    np.testing.assert_allclose(offsets, [0.5, -0.2], atol=0.15)  # classes of equal weight draw the boundary to the middle
+    noise = interfacegan.fit_normals(codes, random.normal(size=(4000, 1)) > 0)[2]
+    assert abs(noise[0] - 0.5) < 0.06  # nothing to find: chance
+
+
+def test_conditional_edits_keep_all_other_distances():
+    random = np.random.default_rng(1)
+    normals = F.normalize(torch.tensor(random.normal(size=(4, 9))), dim=1).numpy()
+    offsets, codes = random.normal(size=4), random.normal(size=(5, 9))
+    t = interfacegan.direction(normals, 1, [0, 2, 3])
+    others = np.delete(normals, 1, 0)
+    np.testing.assert_allclose(others @ t, 0, atol=1e-12)
+    residual = normals[1] - others.T @ np.linalg.lstsq(others.T, normals[1], rcond=None)[0]  # the projection, another way
+    np.testing.assert_allclose(t, residual / (residual @ residual), atol=1e-12)
+    edited = interfacegan.edit(codes, normals[1], offsets[1], t, 2.0)
+    np.testing.assert_allclose(edited @ normals[1] + offsets[1], 2.0)
+    np.testing.assert_allclose(edited @ others.T, codes @ others.T, atol=1e-12)
+    plain = interfacegan.edit(codes, normals[1], offsets[1], interfacegan.direction(normals, 1), 2.0)
+    np.testing.assert_allclose(plain @ normals[1] + offsets[1], 2.0)
+    assert np.abs((plain - codes) @ others.T).max() > 0.1
+    two = interfacegan.direction(normals[:2], 0, [1])  # a single condition: n1 - (n1 . n2) n2
+    single = normals[0] - (normals[0] @ normals[1]) * normals[1]
+    np.testing.assert_allclose(two, single / (single @ normals[0]))
+
+
+def test_edits_of_a_perfect_model_change_what_they_should():
+    """Images are the latent vectors themselves, the judge reads three correlated directions of them: plain edits leak by
+    the cosines of the normals, conditional ones not at all."""
+    model = perfect_model(3)
+    axes = F.normalize(torch.tensor([[1.0, 0, 0], [0.6, 0.8, 0], [0.3, 0.3, 0.9]]), dim=1)
+    axes = F.pad(axes, (0, 6))  # [3, 9]
+
+    def judge(x):
+        return x.flatten(1) @ axes.T
+
+    x = torch.randn(6000, 1, 3, 3).clamp(-3, 3) / 3  # edited images are clipped to [-1, 1]
+    model.latent_scale.v.copy_(torch.linspace(0.5, 1.5, 9))
+    s = model.latent_scale.scale().view(1, 1, 3, 3)
+    model.generator = nn.Sequential(nn.Unflatten(1, (1, 3, 3)))
+    model.discriminator.forward = lambda images: (images.flatten(1)[:, 0], (images / s).flatten(1))
+    labels = judge(x).numpy() > 0
+    result, editors = interfacegan.experiment(model, judge, x[:5000], labels[:5000], x[5000:5100], ("a", "b", "c"))
+    assert min(result["kept"].values()) > 0.999
+    cosines = (axes @ axes.T).numpy()
+    for way in ("normals on s*z", "s*z, conditional"):
+        np.testing.assert_allclose(result["ways"][way]["cosines_of_normals"], cosines, atol=0.05)
+    small = [editors["normals on s*z"](0, a) for a in (-0.3, 0.3)]
+    change = (judge(small[1]) - judge(small[0])).mean(0)
+    np.testing.assert_allclose(change, 0.6 * cosines[0], atol=0.05)
+    small = [editors["s*z, conditional"](0, a) for a in (-0.3, 0.3)]
+    change = (judge(small[1]) - judge(small[0])).mean(0)
+    np.testing.assert_allclose(change, [0.6, 0, 0], atol=0.05)
+    small = [editors["normals on z"](0, a) for a in (-0.1, 0.1)]  # another metric, the same boundary
+    assert (judge(small[1]) - judge(small[0]))[:, 0].min() > 0
+    assert interfacegan.leakage([[2.0, -0.3, 0.1], [0, 1, 0], [0, 0, 1]], 0) == (2.0, 0.3, 1)
+
+
+def write_attributes(root, columns, newline="\r\n"):
+    """Labels that tell which image they belong to: attribute k of image i is bit k of i."""
+    names = sorted(path.name for path in (root / "img_align_celeba").glob("*.jpg"))
+    rows = [f"{name} " + " ".join("1" if int(name[:6]) >> k & 1 else "-1" for k in range(len(columns))) for name in names]
+    (root / "list_attr_celeba.txt").write_bytes(newline.join([str(len(rows)), " ".join(columns), *rows]).encode())
+
+
+def test_celeba_labels_follow_the_images():
+    write_celeba(Path("c"))
+    columns = ["Bangs", "Young", "Blond_Hair", "Smiling", "Male", "Eyeglasses"]
+    write_attributes(Path("c"), columns)
+    labels = judges.celeba_labels(dlsgan.Config(dataset="celeba", data_dir="c"), 30)
+    numbers = [*range(6, 31), *range(1, 6)]  # the first five images are the test set, which comes last
+    expected = [[number >> columns.index(name) & 1 for name in judges.CELEBA_ATTRIBUTES] for number in numbers]
+    np.testing.assert_array_equal(labels, np.array(expected) > 0)
+    with pytest.raises(dlsgan.UserError, match="unreadable"):
+        judges.celeba_labels(dlsgan.Config(dataset="celeba", data_dir="c"), 29)
+    write_attributes(Path("c"), columns[:3])
+    with pytest.raises(dlsgan.UserError, match="does not name the attributes"):
+        judges.celeba_labels(dlsgan.Config(dataset="celeba", data_dir="c"), 30)
+
+
+def test_interfacegan_on_each_data_set(capsys):
+    settings = {"latent_dim": 12, "images": 8}
+    list(dlsgan.train(tiny(out="cartoon", **settings)))
+    result = interfacegan.main("cartoon", labelled=60, faces=6, judge_steps=2, results=Path("kept"))
+    assert result["names"] == list(dlsgan.CARTOON_FACTORS) and result["unit"] == "standard deviations"
+    assert np.array(result["ways"]["normals on z"]["mean_change"]).shape == (8, 8)
+    write_celeba(Path("c"), n=100, test=20)
+    write_attributes(Path("c"), list(judges.CELEBA_ATTRIBUTES))
+    list(dlsgan.train(tiny(dataset="celeba", data_dir="c", out="celeba", **settings)))
+    result = interfacegan.main("celeba", "c", faces=6, judge_steps=2, results=Path("kept"))
+    assert (result["labelled"], result["names"]) == (40, list(judges.CELEBA_ATTRIBUTES))
+    assert result["judge"].keys() == {"accuracy", "balanced accuracy", "share of test images"}
+    for dataset in ("cartoon", "celeba"):
+        assert Path(f"kept/interfacegan-{dataset}.png").stat().st_size > 10_000
+        assert json.loads(Path(f"kept/interfacegan-{dataset}.json").read_text())["ways"].keys() == interfacegan.WAYS.keys()
+    assert "largest leakage" in capsys.readouterr().out
+
+
+def test_interfacegan_says_what_it_cannot_edit():
+    write_mnist(Path("m"))
+    list(dlsgan.train(tiny(dataset="mnist", data_dir="m", out="mnist", images=8)))
+    with pytest.raises(dlsgan.UserError, match="no attributes"):
+        interfacegan.main("mnist")
+    list(dlsgan.train(tiny(latent_dim=8, out="small", images=8)))
+    with pytest.raises(dlsgan.UserError, match="more latent dimensions"):
+        interfacegan.main("small")
+
+
+@pytest.mark.parametrize("arguments", ["interfacegan --checkpoint nothing", "eigengan --dataset flowers"])
+def test_bad_input_to_the_experiments_gets_one_line(arguments, monkeypatch, capsys):
+    name, *options = arguments.split()
+    monkeypatch.setattr(sys, "argv", [name, *options])
+    monkeypatch.delitem(sys.modules, f"toy_experiments.{name}")  # runpy warns of a module that is imported already
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"toy_experiments.{name}", run_name="__main__")
+    assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_factor_regressor_reads_every_factor():
+    assert min(judges.factor_regressor(32)[1]["R^2"]) > 0.8
+
+
+# ---- Toy experiments: known factors, deliberate mistakes, MNIST ------------------------------------------------------
+
+
+def test_only_the_first_factors_vary():
+    faces, u = cartoon_factors.draw_faces(20, 4, torch.Generator().manual_seed(3), 16)
+    assert (u[:, 4:] == 0).all() and u[:, :4].std() > 0.5
+    assert torch.equal(faces, dlsgan.cartoon_faces(20, 16, values=u)[0])
+
+
+def test_the_short_training_loop_equals_train(monkeypatch):
+    """On the same images, cartoon_factors.train gives the averaged weights of dlsgan.train to the bit."""
+    config = tiny(images=68, out="r")  # with a penalty at steps 0 and 16
+    list(dlsgan.train(config))
+    stream = dlsgan.batches(small_cartoon(config)[0], config.batch_size, config.seed, 0, False)
+    monkeypatch.setattr(cartoon_factors, "draw_faces", lambda *_: (dlsgan.to_float(next(stream)), None))
+    expected = dlsgan.load("r").state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in cartoon_factors.train(8, config).state_dict().items())
+
+
+def test_correlation_ratio_sees_a_fold_and_nothing_in_noise():
+    random = np.random.default_rng(0)
+    codes = random.normal(size=(4000, 3))
+    u = np.stack((codes[:, 0], np.abs(codes[:, 1]), random.normal(size=4000)), 1)
+    ratios = cartoon_factors.correlation_ratios(codes, u)
+    for i, k in np.ndindex(3, 3):  # one pair at a time, from its definition
+        groups = np.array_split(u[codes[:, i].argsort(), k], 20)
+        between = np.mean([(group.mean() - u[:, k].mean()) ** 2 for group in groups])
+        assert ratios[i, k] == pytest.approx(between / u[:, k].var(), abs=1e-9)
+    assert ratios[0, 0] > 0.95 and ratios[1, 1] > 0.95 and ratios[:, 2].max() < 0.02
+    assert cartoon_factors.scores(codes[:, 1:2], u[:, 1:2], cartoon_factors.LinearRegression)[0] < 0.05
+    assert cartoon_factors.scores(codes[:, 1:2], u[:, 1:2])[0] > 0.99
+
+
+def test_cartoon_runs_are_kept_and_not_repeated(monkeypatch, capsys):
+    original = cartoon_factors.measure
+    monkeypatch.setattr(cartoon_factors, "RESULTS", Path("kept"))
+    monkeypatch.setattr(cartoon_factors, "measure", lambda *arguments: original(*arguments, n=150))
+    small = {key: TINY[key] for key in ("resolution", "width", "latent_dim")}
+    monkeypatch.setattr(cartoon_factors, "SETTINGS", cartoon_factors.SETTINGS | small)
+    first = cartoon_factors.main(("2-0",), images=16)
+    assert first["2-0"]["images"] == 16 and len(first["2-0"]["v"]) == TINY["latent_dim"]
+    assert np.shape(first["2-0"]["r2_of_one_latent"]) == (TINY["latent_dim"], 2)
+    model = dlsgan.load("runs/cartoon_factors/2-0")
+    l_enc = original(model, 2, dlsgan.read_checkpoint("runs/cartoon_factors/2-0")[0], n=150)["l_enc"]
+    assert first["2-0"]["l_enc"] == pytest.approx(l_enc)
+    monkeypatch.setattr(cartoon_factors, "train", None)  # would fail if called
+    assert cartoon_factors.main(("2-0",), images=16) == first
+    assert cartoon_factors.line(first["2-0"] | {"lambda": 10.0}).startswith("K = 2, seed 0, lambda 10: 0 live")
+    assert (Path("kept") / "cartoon_factors.png").stat().st_size > 10_000
+    with pytest.raises(dlsgan.UserError, match="unknown run '3-0'"):
+        cartoon_factors.main(("3-0",), images=16)
+
+
+def test_pruning_and_calibration_of_a_model_that_loses_nothing_or_half():
+    """d = 4 latents as four pixels, read exactly: v = E[z z_hat]; or two of them dead: nothing to prune."""
+
+    class Pixels(nn.Module):
+        def forward(self, z):
+            return 0.1 * F.pad(z * gain, (0, 3 * 256 - 4)).unflatten(1, (3, 16, 16))
+
+    class Reader(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, 0], 10 * gain * x.flatten(1)[:, :4]
+
+    for gain, live in ((torch.ones(4), 4), (torch.tensor([1.0, 0, 0, 1]), 2)):
+        model = dlsgan.DLSGAN(Pixels(), Reader(), dlsgan.LatentScale(4))
+        r = cartoon_factors.measure(model, 2, tiny(), n=900)
+        assert r["live"] == live and r["psnr_pruned"] > 100 and r["psnr_mean_image"] < 60
+        assert r["v"] == pytest.approx(r["z_times_z_hat"], abs=1e-3)
+        assert set(r["order"][:live]) == set(gain.nonzero()[:, 0].tolist())
+        assert r["l_enc"] == pytest.approx(1 - live / 4, abs=0.1)
+        assert r["l_enc_predicted_from_v"] == pytest.approx(0, abs=0.1)  # s does not follow v in this model
+
+
+def test_the_kept_cartoon_results_say_what_the_text_says():
+    for run, kept in json.loads((cartoon_factors.RESULTS / "cartoon_factors.json").read_text()).items():
+        assert cartoon_factors.line(kept) in cartoon_factors.__doc__
+        assert kept["command"] == f"python -m toy_experiments.cartoon_factors {run}"
+        assert kept["images"] == cartoon_factors.IMAGES and kept["machine"]
+        assert kept["live"] == sum(v > 0.5 for v in kept["v"])
+        predicted = 1 - sum(v * v for v in kept["v"]) / sum(kept["v"])
+        assert kept["l_enc_predicted_from_v"] == pytest.approx(predicted, abs=1e-3) and kept["l_enc"] < predicted
+        if kept["lambda"] == cartoon_factors.SETTINGS["encoder_weight"]:  # the aims, met or missed as the text has it
+            k, missed = kept["factors"], {2: [], 4: [], 6: ["y", "smile"], 8: ["size", "tilt", "smile", "eye opening"]}
+            assert (abs(kept["live"] - k) <= {2: 1, 4: 1, 6: 3, 8: 3}[k]) == (k != 2)
+            r2 = dict(zip(dlsgan.CARTOON_FACTORS, kept["r2_live_boosted_trees"], strict=False))
+            assert [name for name in r2 if r2[name] < 0.9] == missed[k] and kept["spread"] >= 0.8
+            assert kept["psnr_pruned"] > 30  # dead dimensions can be left out
+
+
+def steps_of_one_model(*steps):
+    """The weights after one update of copies of a small model, each by its own step."""
+    torch.manual_seed(0)
+    first, weights = dlsgan.build(tiny()), []
+    for step, settings in steps:
+        model = copy.deepcopy(first)
+        networks = (model.generator, model.discriminator)
+        optimizers = [torch.optim.SGD(network.parameters(), 1.0) for network in networks]
+        step(model, optimizers, dlsgan.cartoon_faces(4, 16)[0], torch.Generator().manual_seed(0), **settings)
+        weights.append([torch.cat([p.detach().flatten() for p in network.parameters()]) for network in networks])
+    return weights
+
+
+def test_encoder_loss_in_d_only_leaves_the_generator_to_the_adversary():
+    d_only = failure_gallery.changed_step(mnist.D_ONLY)
+    whole, without = ((dlsgan.train_step, {"encoder_weight": weight}) for weight in (3.0, 0.0))
+    ours, both, none = steps_of_one_model((d_only, {"encoder_weight": 3.0}), whole, without)
+    assert torch.equal(ours[0], none[0]) and torch.equal(ours[1], both[1])
+    assert not torch.equal(ours[0], both[0]) and not torch.equal(ours[1], none[1])
+
+
+def test_a_changed_step_must_change_what_is_there():
+    with pytest.raises(ValueError, match="stands 0 times"):
+        failure_gallery.changed_step(("l_enc = everything", "l_enc = 0"))
+    unchanged = failure_gallery.changed_step()
+    first, second = steps_of_one_model((unchanged, {}), (dlsgan.train_step, {}))
+    assert all(map(torch.equal, first, second))
+
+
+def test_gradient_through_s_is_the_derivative_of_the_whole_loss():
+    """The mistaken L_enc depends on z_hat through s, too; its value for s from the batch is the same."""
+    step = failure_gallery.changed_step(*failure_gallery.GRADIENT_THROUGH_S)
+    ours, intact = steps_of_one_model((step, {}), (dlsgan.train_step, {}))
+    assert not torch.equal(ours[0], intact[0]) and not torch.equal(ours[1], intact[1])
+    assert torch.isfinite(torch.cat([*ours])).all()
+
+
+def test_the_mistakes_of_the_gallery_before_any_training():
+    """What each mistake breaks by construction, and what an intact model keeps."""
+    x, z = two_dimensional.draw_data("ring", 40, torch.Generator().manual_seed(0)), torch.randn(40, two_dimensional.D)
+    intact, normalised = failure_gallery.train(0), failure_gallery.train(0, first=failure_gallery.Normalise)
+    noisy = failure_gallery.train(0, between=failure_gallery.Noise)
+    crowd = failure_gallery.train(0, discriminator=failure_gallery.MinibatchStd)
+    assert torch.allclose(normalised.decode(3 * z), normalised.decode(z), atol=1e-5)  # the length of z is lost
+    assert not torch.allclose(intact.decode(3 * z), intact.decode(z), atol=1e-2)
+    assert torch.equal(intact.decode(z), intact.decode(z)) and not torch.equal(noisy.decode(z), noisy.decode(z))
+    for model, same in ((intact, True), (crowd, False)):
+        assert torch.allclose(model.encode(x)[:4], model.encode(x[:4]), atol=1e-6) == same
+    features = crowd.discriminator.body(x[:8])
+    for i in range(2):  # the groups are {0, 2, 4, 6} and {1, 3, 5, 7}
+        std = features[i::2].std(0).mean()
+        expected = crowd.discriminator.head(torch.cat((features[i::2], std.expand(4, 1)), 1))[:, 1:]
+        assert torch.allclose(crowd.encode(x[:8])[i::2], expected, atol=1e-6)
+
+
+def gallery_claims(kept):
+    """The sentences of failure_gallery's docstring, on its results."""
+    measures = {name: run["measures"] for name, run in kept["runs"].items()}
+    intact = measures.pop("intact")
+    assert intact["live dimensions"] == 2 and intact["error of reconstructions, data"] < 0.15 and intact["L_enc"] < 0.02
+    revealing = {name: kept["runs"][name]["revealed by"] for name in measures}
+    for name, key in revealing.items():
+        better, worse = sorted((abs(measures[name][key]), abs(intact[key])))
+        assert worse > 1.5 * better, name
+    collapsed = measures["loss on reconstructions"]
+    for key in ("L_enc", "error of reconstructions, generated", "spread"):
+        assert collapsed[key] < intact[key]
+    assert measures["gradient through s"]["live dimensions"] == 1
+
+
+def test_the_kept_gallery_shows_each_mistake():
+    kept = json.loads((failure_gallery.RESULTS / "failure_gallery.json").read_text())
+    gallery_claims(kept)
+    for name, run in kept["runs"].items():
+        assert failure_gallery.line(name, run, kept["runs"]["intact"]) in failure_gallery.__doc__
+
+
+@pytest.mark.slow
+def test_the_gallery_anew(monkeypatch):
+    monkeypatch.setattr(failure_gallery, "RESULTS", Path("kept"))
+    gallery_claims(failure_gallery.main())
+    assert Path("kept/failure_gallery.png").exists()
+
+
+def small_mnist(monkeypatch):
+    write_mnist(Path("data/mnist"), 60)
+    monkeypatch.setattr(mnist, "RESULTS", Path("kept"))
+    preset = {"dataset": "mnist", "encoder_weight": 3.0} | {key: TINY[key] for key in TINY if key != "images"}
+    monkeypatch.setitem(dlsgan.PRESETS, "mnist", preset)
+
+
+def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):
+    small_mnist(monkeypatch)
+    with pytest.raises(dlsgan.UserError, match="the run 'gan' comes first"):
+        mnist.main("run", ("afterwards",), images=40)
+    names = ("scale-0", "plain-0", "lambda-3", "d-only", "gan", "afterwards")
+    found = mnist.main("run", names, images=40)
+    assert found.keys() == set(names)
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 + len(names) and all(row.count("|") == rows[0].count("|") for row in rows)
+    measures = {name: found[name]["measures"] for name in names}
+    assert measures["lambda-3"] == measures["scale-0"]  # the same settings at the same budget
+    first = {name: next(dlsgan.load(f"runs/mnist_study/{name}").generator.parameters()) for name in names}
+    assert all(not torch.equal(first["lambda-3"], first[name]) for name in ("d-only", "plain-0", "gan"))
+    # the kept measures are those of the kept networks
+    model = dlsgan.load("runs/mnist_study/scale-0")
+    test = dlsgan.to_float(dlsgan.load_mnist(mnist.configure("scale-0", 40, "data/mnist"))[1][:30])
+    l_enc = dlsgan.evaluate(model, test, 50)["l_enc"]
+    assert found["scale-0"]["measures"]["l_enc"] == pytest.approx(l_enc, abs=1e-4)
+    frozen, late = (dlsgan.load(f"runs/mnist_study/{name}") for name in ("gan", "afterwards"))
+    assert torch.equal(frozen.sample(4), late.sample(4))
+    assert not torch.equal(frozen.encode(test[:4]), late.encode(test[:4]))
+    assert not dlsgan.load("runs/mnist_study/plain-0").latent_scale.enabled and model.latent_scale.enabled
+    # a run that is there already goes on: nothing is left to train, and the result is the same
+    again = mnist.main("run", ("scale-0",), images=40)
+    assert again["scale-0"] == found["scale-0"] and again.keys() == found.keys()
+    mnist.main("figures")
+    assert {path.stem for path in Path("kept").glob("*.png")} == {"mnist_ablations", "mnist_curves", "mnist_digits"}
+
+
+def test_the_kept_mnist_results_stand_in_the_table():
+    kept, text = mnist.RESULTS / "mnist.json", (ROOT / "toy_experiments" / "README.md").read_text()
+    if not kept.exists():
+        pytest.skip("no run is kept")
+    results = json.loads(kept.read_text())
+    assert all(row in text for row in mnist.table(results).splitlines())
+    for name, r in results.items():
+        assert r["command"] == f"python -m toy_experiments.mnist run {name} --images {r['images']}" and r["machine"]
+        if name != "afterwards":
+            assert r["curves"][-1]["images"] == r["images"] and all(point["swd"] for point in r["curves"])
+
+
+@pytest.mark.slow
+def test_the_scale_lowers_l_enc_on_mnist(monkeypatch):
+    data = ROOT / "data" / "mnist"
+    if not data.exists():
+        pytest.skip("needs data/mnist")
+    monkeypatch.setattr(mnist, "RESULTS", Path("kept"))
+    runs = mnist.main("run", ("scale-0", "plain-0"), data_dir=str(data))
+    scale, plain = (runs[name]["measures"] for name in ("scale-0", "plain-0"))
+    assert scale["l_enc"] < plain["l_enc"] and scale["psnr_generated"] > plain["psnr_generated"]
+    assert min(scale["spread"], plain["spread"]) > 0.8
+
+
+@pytest.mark.slow
+def test_four_factors_are_found_anew(monkeypatch):
+    monkeypatch.setattr(cartoon_factors, "RESULTS", Path("kept"))
+    r = cartoon_factors.main(("4-0",))["4-0"]
+    assert abs(r["live"] - 4) <= 1 and r["spread"] >= 0.8 and min(r["r2_live_boosted_trees"]) >= 0.9
+
+
+def test_flips_share_one_mask_a_column_and_traversals_meet_at_zero():
+    config = tiny(latent_dim=40)
+    model = dlsgan.build(config).requires_grad_(False)
+    x = dlsgan.cartoon_faces(3, 16)[0]
+    z_hat = model.encode(x)
+    chance = torch.rand(5, 40, generator=torch.Generator().manual_seed(7))
+    flipped = mnist.flips(model, x, 5, probability=0.1, seed=7)
+    for column, row in np.ndindex(5, 3):
+        sign = [-1.0 if value < 0.1 else 1.0 for value in chance[column].tolist()]
+        assert torch.allclose(flipped[column, row], model.decode(z_hat[row : row + 1] * torch.tensor(sign))[0], atol=1e-5)
+    assert torch.equal(mnist.flips(model, x, 1, probability=0.0)[0], model.reconstruct(x))
+    picture = cartoon_factors.traversals(model, [3, 8])  # uint8 [2 * 16, 9 * 16, 3]
+    z = torch.zeros(1, 40)
+    assert np.array_equal(picture[:16, 4 * 16 : 5 * 16], picture[16:, 4 * 16 : 5 * 16])  # both pass through z = 0
+    z[0, 8] = -2
+    assert np.abs(picture[16:, :16].astype(int) - dlsgan.grid([model.decode(z)])).max() <= 1
+
+
+@pytest.mark.parametrize("arguments", [["cartoon_factors", "3-0"], ["mnist", "run", "nonsense"]])
+def test_unknown_toy_runs_get_one_clear_line(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "toy_experiments" / f"{arguments[0]}.py"), run_name="__main__")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and re.fullmatch(rf"{arguments[0]}: unknown run '{arguments[-1]}': choose .*\n", error)
+
+
+def test_the_sizes_of_the_experiments():
+    for module in (cartoon_factors, failure_gallery, linear_gaussian, mnist, two_dimensional):
+        assert len(Path(module.__file__).read_text().splitlines()) <= 250, module.__name__

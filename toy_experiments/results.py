@@ -83,8 +83,8 @@ def load(name: str) -> dict:
 
 
 def add(run: str, command: str, name: str = "", folder: Path | None = None, **more: dict) -> Path:
-    """Writes NAME.json in results/runs (or another folder) from the evaluations of a run, and whatever else is to stand there; NAME is that of
-    the run's folder, if none is given."""
+    """Writes NAME.json in results/runs (or another folder) from the evaluations of a run, and whatever else is to stand
+    there; NAME is that of the run's folder, if none is given."""
     config, _ = dlsgan.read_checkpoint(run)
     lines = evaluations(run)
     last = lines[-1]
