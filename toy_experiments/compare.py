@@ -204,19 +204,19 @@ def draw(rows: list[dict], folder: Path, path: Path, title: str) -> None:
     """Gains of reconstructions over the mean image; distance of samples from the data; the pictures themselves."""
     from matplotlib.figure import Figure
 
-    figure = Figure((12, 1.5 + 0.5 * len(rows)), layout="constrained")
+    figure = Figure((11, 2.4 + 0.85 * len(rows)), layout="constrained")
     figure.suptitle(title)
-    gains, distances, faces, samples = figure.subplots(1, 4, width_ratios=(1, 1, 1.3, 1.3))
+    (gains, distances), (faces, samples) = figure.subplots(2, 2)
     y, names = np.arange(len(rows)), [row["method"] for row in rows]
     for shift, key, colour in ((-0.2, "test", "#30638e"), (0.2, "generated", "#edae49")):
         gains.barh(y + shift, [row[f"gain_{key}"] for row in rows], 0.4, color=colour, label=f"{key} images")
-    gains.set(yticks=y, yticklabels=names, xlabel="dB", title="reconstructions over\nthe mean image")
-    gains.legend(frameon=False, fontsize=8)
-    distances.barh(y, [row["swd"] for row in rows], 0.6, color="0.5")
-    distances.axvline(rows[0]["swd_of_other_test_images"], color="#d1495b", linestyle="--")
-    distances.set(yticks=[], xlabel="SWD x 1000", title="samples, distance from data\n(dashed: other test images)")
+    gains.set(yticks=y, yticklabels=names, xlabel="PSNR of reconstructions, dB above the mean image")
+    distances.barh(y, [row["swd"] for row in rows], 0.6, color="0.5", label="samples")
+    distances.axvline(rows[0]["swd_of_other_test_images"], color="#d1495b", linestyle="--", label="other test images")
+    distances.set(yticks=y, yticklabels=names, xlabel="distance from test images, SWD x 1000")
     for axis in (gains, distances):
         axis.invert_yaxis()
+        axis.legend(frameon=False, fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     pictures = [np.load(folder / f"compare-{name}.npz") for name in names]
     for axis, key, first in ((faces, "reconstructions", [pictures[0]["x"]]), (samples, "samples", [])):
         shown = [dlsgan.to_float(part) for part in (*first, *(picture[key] for picture in pictures))]
