@@ -11,12 +11,12 @@ as judge: a network trained on other images reads the attributes off the edited 
 On `cartoon` each attribute is the sign of a factor u_k ~ N(0, 1), the judge is a regressor of u, and changes are in
 standard deviations: that of the edited factor, and the leakage into the other seven. On `celeba` the attributes are
 Smiling, Male, Eyeglasses, Bangs and Young, the judge is a classifier, and changes are in its probabilities.
-Normals on z_hat in place of s * z_hat are compared: there dead dimensions weigh as much as live ones.
+Normals on z_hat, where dead dimensions weigh as much as live ones, are compared with those on s * z_hat.
 
 An edit can only be as good as the encoder: what a reconstruction does not keep (`kept`: squared correlation between what
 the judge reads off test images and off their reconstructions), no direction can change. Look at that line first.
 
-    python -m toy_experiments.interfacegan --checkpoint runs/cartoon      about 5 minutes on one core
+    python -m toy_experiments.interfacegan --checkpoint runs/cartoon      about 3 minutes on one core
     python -m toy_experiments.interfacegan --checkpoint runs/celeba64     about 15 minutes on one core
 
 Expected printout: for each attribute the judge's own score, what is kept, the accuracy of the SVM; for each way to edit,
