@@ -42,8 +42,6 @@ Changes from the paper, and choices where it is silent:
     python dlsgan.py --dataset celeba        the paper's CelebA-128: needs a GPU; prints its time after some steps
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import copy
@@ -59,6 +57,7 @@ import sys
 import threading
 import time
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,7 +66,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 # ---- PART I   THE PAPER ----------------------------------------------------------------------------------------------
@@ -86,7 +85,7 @@ class LatentScale(nn.Module):
     @torch.no_grad()
     def update(self, z_hat: Tensor) -> None:
         """Line 8. The variance of z_hat [B, d] is taken around 0, the mean of an optimal encoder's predictions."""
-        batch_v = z_hat.to(self.v.dtype).square().mean(0)  # [B, d] -> [d]
+        batch_v = average_over_processes(z_hat.to(self.v.dtype).square().mean(0))  # [B, d] -> [d]
         if self.rule == "ema":
             self.v.lerp_(batch_v, 1 / self.window)
         else:
@@ -165,7 +164,8 @@ def train_step(
     generator, discriminator, weights_d = model.generator, model.discriminator, list(model.discriminator.parameters())
     precision = torch.autocast(real.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
-    z, s = prior(len(real), model.latent_scale, rng), model.latent_scale.scale()  # lines 1, 2
+    rank, count = processes()  # 0, 1 unless torchrun started several: then real and z are this process's share of a batch
+    z, s = prior(count * len(real), model.latent_scale, rng)[rank::count], model.latent_scale.scale()  # lines 1, 2
     with precision:
         fake = generator(z * s)
         image = fake.detach().requires_grad_()  # a leaf: D's gradients to the image and to its weights come apart here
@@ -185,18 +185,19 @@ def train_step(
     if r1:
         penalty = penalty_weight * r1_penalty(logits_real, real)
     elif penalty_weight:
-        mix = torch.rand(len(real), generator=rng).to(real.device)
+        mix = torch.rand(count * len(real), generator=rng)[rank::count].to(real.device)
         penalty = penalty_weight * gradient_penalty(discriminator, real, fake, mix)
     (loss_d_real + penalty).backward(inputs=weights_d)
 
+    average_over_processes(*(p.grad for p in model.parameters()))
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     model.latent_scale.update(z_hat.detach())  # line 8
     scalars = {"loss_d": loss_d_fake + loss_d_real, "loss_g": loss_g, "l_enc_train": l_enc, "penalty": penalty}
     scalars |= {"logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
-    scalars["z_hat_mean"] = z_hat.mean(0).abs().mean()
-    return {name: value.detach() for name, value in scalars.items()}
+    scalars["z_hat_mean"] = average_over_processes(z_hat.detach().mean(0)).abs().mean()
+    return {name: average_over_processes(value.detach()) for name, value in scalars.items()}
 
 # ---- PART II   THE NETWORKS ------------------------------------------------------------------------------------------
 # StyleGAN2 (Karras et al. 2020) without the parts that lose information. Weights start as N(0, 1) and are multiplied by
@@ -357,7 +358,6 @@ class Discriminator(nn.Module):
         return self.logit_head(x)[:, 0], self.latent_head(x)
 
 # ---- PART III   PLUMBING ---------------------------------------------------------------------------------------------
-
 class UserError(Exception):
     """A mistake the user can mend: the command line prints it as one line and exits with 2."""
 
@@ -366,14 +366,31 @@ def explain(what: str) -> Iterator[None]:
     """Turns an error inside into a UserError of one line that begins with `what`."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{what}: {reason[:200]}") from None
 
-def option(default, text: str):
-    return dataclasses.field(default=default, metadata={"help": text})
+def require(condition: object, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+def processes() -> tuple[int, int]:
+    """The rank of this process and the number of all that torchrun started; (0, 1) without torchrun."""
+    started = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_rank(), distributed.get_world_size()) if started else (0, 1)
+
+def average_over_processes(*tensors: Tensor) -> Tensor:
+    """Overwrites the tensors by their means over all processes, which must all come here; returns the first tensor."""
+    if (count := processes()[1]) > 1:
+        together = torch.cat([x.flatten() for x in tensors]) / count
+        with explain("another process of this training has ended"):
+            distributed.all_reduce(together)
+        for x, mean in zip(tensors, together.split([x.numel() for x in tensors]), strict=True):
+            x.copy_(mean.view(x.shape))
+    return tensors[0]
+
+def option(default, text: str, least: float = 1e-12, most: int = 2**31 - 1):
+    return dataclasses.field(default=default, metadata={"help": text, "range": (least, most)})
 
 @dataclasses.dataclass
 class Config:
@@ -381,37 +398,36 @@ class Config:
     dataset: str = option("cartoon", "cartoon (drawn by this program), mnist, celeba, or a folder of images")
     data_dir: str = option("", "where the data is (default: data/DATASET); alone, it means a folder of images")
     resolution: int = option(32, "width and height of the images, a power of two from 8")
-    width: float = option(0.125, "factor on the feature maps (1: 512,512,512,256,128,64 at 4,8,16,32,64,128 pixels)")
-    latent_dim: int = option(32, "dimensions d of the latent vector")
-    mapping_layers: int = option(2, "layers of the mapping network")
-    batch_size: int = option(8, "real images a step")
+    width: float = option(0.125, "factor on feature maps (1: 512,512,512,256,128,64 at 4,8,16,32,64,128 pixels)", most=16)
+    latent_dim: int = option(32, "dimensions d of the latent vector", most=2**14)
+    mapping_layers: int = option(2, "layers of the mapping network", most=64)
+    batch_size: int = option(8, "real images a step, of all processes together")
     images: int = option(32_000, "budget: real images seen in training")
     lr: float = option(3e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
     lr_final: float = option(0.5, "the learning rate falls exponentially to this factor at the end of the budget")
     loss: str = option("nsgan", f"adversarial loss: {', '.join(LOSSES)}")
-    encoder_weight: float = option(10.0, "lambda, the weight of L_enc in both losses")
-    r1_gamma: float = option(2.0, "gamma: gamma / 2 weighs R1 (or the penalty of wgan-gp)")
+    encoder_weight: float = option(10.0, "lambda, the weight of L_enc in both losses", 0)
+    r1_gamma: float = option(2.0, "gamma: gamma / 2 weighs R1 (or the penalty of wgan-gp)", 0)
     latent_scale: bool = option(True, "scale the latent vector; without it, s = 1: the paper's comparison")
     scale_rule: str = option("ema", "moving average behind v: ema or sma")
-    scale_window: int = option(400, "its memory in steps")
+    scale_window: int = option(400, "its memory in steps", most=2**20)
     head_scale: float = option(0.1, "initial scale of the latent head")
     flip: bool = option(False, "mirror half of the training images")
-    seed: int = option(0, "seed of weights, latent vectors and data order")
+    seed: int = option(0, "seed of weights, latent vectors and data order", 0)
     device: str = option("auto", "cuda, mps, cpu, or auto: the first of these that is there")
-    threads: int = option(0, "CPU threads (default: PyTorch's choice)")
+    threads: int = option(0, "CPU threads (default: PyTorch's choice)", 0, 1024)
     out: str = option("", "folder of the run (default: runs/PRESET, numbered when taken)")
-    def check(self) -> None:
-        """Raises UserError on the first setting that cannot work, and fills in the default of data_dir."""
-        for name, known in (("dataset", LOADERS), ("loss", LOSSES), ("scale_rule", ("ema", "sma"))):
-            if getattr(self, name) not in known:
-                raise UserError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}: choose {', '.join(known)}")
+    def check(self) -> "Config":
+        """Raises UserError on the first setting that cannot work; fills in the default of data_dir. Returns itself."""
+        sets = {"dataset": LOADERS, "loss": LOSSES, "scale_rule": ["ema", "sma"], "resolution": [2**i for i in range(3, 11)]}
         for field in dataclasses.fields(self):
-            least = 0 if field.name in ("encoder_weight", "r1_gamma", "threads", "seed") else 1e-12
-            if field.type in ("int", "float") and not least <= (value := getattr(self, field.name)) < 2**31:
-                raise UserError(f"--{field.name.replace('_', '-')} {value} is out of range")
-        if self.resolution not in (8, 16, 32, 64, 128, 256, 512, 1024):
-            raise UserError(f"--resolution {self.resolution} is not a power of two from 8 to 1024")
+            value, kind, (least, most) = getattr(self, field.name), type(field.default), field.metadata["range"]
+            flag, choices = "--" + field.name.replace("_", "-"), sets.get(field.name, [value])
+            require(isinstance(value, (int, float) if kind is float else kind), f"{flag} {value} is no {kind.__name__}")
+            require(kind not in (int, float) or least <= value <= most, f"{flag} {value} is out of range")
+            require(value in choices, f"{flag} {value} is not one of {', '.join(map(str, choices))}")
         self.data_dir = self.data_dir or f"data/{self.dataset}"
+        return self
 
 PRESETS = {
     "cartoon": {},
@@ -420,41 +436,38 @@ PRESETS = {
                  "lr": 2e-3, "lr_final": 0.1, "encoder_weight": 8.0, "r1_gamma": 1.0, "scale_window": 1500},
     "celeba": {"dataset": "celeba", "resolution": 128, "width": 1.0, "latent_dim": 512, "mapping_layers": 8,
                "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": round(0.98**50, 4), "encoder_weight": 1.0,
-               "r1_gamma": 20.0, "scale_rule": "sma", "scale_window": 512, "head_scale": 1.0},
-}
+               "r1_gamma": 20.0, "scale_rule": "sma", "scale_window": 512, "head_scale": 1.0}}
 PRESETS["folder"] = {**PRESETS["celeba64"], "dataset": "folder"}
 
 def build(config: Config) -> DLSGAN:
     """Networks and latent scale of a configuration, on the CPU, with fresh weights from torch's global seed."""
     c, image_channels = config, 1 if config.dataset == "mnist" else 3
-    return DLSGAN(
-        Generator(c.resolution, image_channels, c.latent_dim, c.mapping_layers, c.width),
-        Discriminator(c.resolution, image_channels, c.latent_dim, c.width, c.head_scale),
-        LatentScale(c.latent_dim, c.scale_rule, c.scale_window, c.latent_scale),
-    )
+    return DLSGAN(Generator(c.resolution, image_channels, c.latent_dim, c.mapping_layers, c.width),
+                  Discriminator(c.resolution, image_channels, c.latent_dim, c.width, c.head_scale),
+                  LatentScale(c.latent_dim, c.scale_rule, c.scale_window, c.latent_scale))
 
 def pick_device(name: str) -> torch.device:
     """The named device, or the best there is."""
     here = [d for d in ("cuda", "mps", "cpu") if d == "cpu" or getattr(torch, d).is_available()]
-    if name != "auto" and name.split(":")[0] not in here:
-        raise UserError(f"device {name!r} is not available: choose {', '.join(here)}")
-    return torch.device(here[0] if name == "auto" else name)
+    with explain(f"device {name!r} is not available: choose {', '.join(here)}"):
+        device = torch.device(here[0] if name == "auto" else name)
+        if device == torch.device("cuda"):  # each process of torchrun takes its own GPU
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+        torch.ones(1, device=device).item()  # fails on the cuda:7 of a machine with four
+        return device
 
 # Data. Every loader returns (train, test), uint8 arrays [N, C, H, W]; large ones are memory maps on disk.
-
 CARTOON_FACTORS = ("x", "y", "size", "tilt", "smile", "eye opening", "skin tone", "background tone")
 
 def cartoon_faces(n: int, resolution: int, seed: int = 0, factors: int = 8, values: Tensor | None = None):
-    """Faces drawn from independent factors u_k ~ N(0, 1): images [n, 3, H, W] in [-1, 1] and factors [n, 8].
-    Shapes are signed distances with an edge one pixel wide. Each factor runs through erf(u / sqrt(2)) in (-1, 1), so
-    that all settings between two extremes are equally frequent. factors: how many of CARTOON_FACTORS vary (the others
-    are 0); values: draw these factors [n, 8] instead of random ones."""
+    """Faces drawn from independent factors u_k ~ N(0, 1): images [n, 3, H, W] in [-1, 1] and factors [n, 8]. Shapes are
+    signed distances with an edge one pixel wide. Each factor runs through erf(u / sqrt(2)), uniform in (-1, 1). factors:
+    how many of CARTOON_FACTORS vary (the others are 0); values: draw these factors [n, 8] instead of random ones."""
     if values is None:
-        values = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
-        values[:, factors:] = 0
+        values = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed)) * (torch.arange(8) < factors)
     shift_x, shift_y, size, tilt, smile, eyes, skin, ground = torch.erf(values / SQRT2).T[..., None, None]  # [n, 1, 1]
     axis = (torch.arange(resolution) + 0.5) * 2 / resolution - 1  # pixel centres from -1 to 1
-    size, tilt = 0.78 * (1 + 0.15 * size), 0.3 * tilt
+    size, tilt, bend = 0.78 * (1 + 0.15 * size), 0.3 * tilt, 0.9 * smile  # bend: the mouth is a parabola
     dx, dy = axis[None, None, :] - 0.15 * shift_x, axis[None, :, None] - 0.1 * shift_y
     x = (tilt.cos() * dx + tilt.sin() * dy) / size  # the face's own coordinates, y downwards: [n, H, W]
     y = (tilt.cos() * dy - tilt.sin() * dx) / size
@@ -475,7 +488,6 @@ def cartoon_faces(n: int, resolution: int, seed: int = 0, factors: int = 8, valu
         eye = ellipse(side, -0.1, 0.26, 0.17 + 0.13 * eyes)
         image = paint(eye, (1.0, 1.0, 1.0))
         image = paint(torch.maximum(eye, ellipse(side, -0.1, 0.13, 0.15)), (0.05, 0.05, 0.1))  # pupil
-    bend = 0.9 * smile  # the mouth is a parabola
     mouth = (y - 0.52 + bend * (x * x - 0.07)).abs() / (1 + (2 * bend * x).square()).sqrt() - 0.07
     return 2 * paint(torch.maximum(mouth, x.abs() - 0.4), (0.65, 0.1, 0.15)) - 1, values
 
@@ -484,10 +496,8 @@ def load_cartoon(config: Config) -> tuple[np.ndarray, np.ndarray]:
     chunks = [to_uint8(cartoon_faces(1000, config.resolution, seed)[0]).numpy() for seed in range(22)]
     return np.concatenate(chunks[:20]), np.concatenate(chunks[20:])
 
-MNIST_SHA256 = {  # of the decoded bytes
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-}
+MNIST_SHA256 = {"train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+                "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"}  # decoded
 
 def read_idx(path: Path) -> np.ndarray:
     """Images in MNIST's IDX format, gzipped or not: magic number, three sizes, bytes -> uint8 [N, H, W]."""
@@ -495,10 +505,8 @@ def read_idx(path: Path) -> np.ndarray:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
         magic, *shape = np.frombuffer(raw[:16], ">u4").tolist()
-        if magic != 0x803:
-            raise ValueError(f"its magic number is {magic:#x}, not 0x803")
-        if len(raw) != 16 + math.prod(shape) or 0 in shape:
-            raise ValueError(f"{len(raw) - 16} bytes of pixels do not make the announced {' x '.join(map(str, shape))}")
+        require(magic == 0x803, f"its magic number is {magic:#x}, not 0x803")
+        require(len(raw) == 16 + math.prod(shape) > 16, f"its {len(raw) - 16} bytes of pixels are not the announced {shape}")
         return np.frombuffer(raw, np.uint8, offset=16).reshape(shape)
 
 def load_mnist(config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -510,8 +518,7 @@ def load_mnist(config: Config) -> tuple[np.ndarray, np.ndarray]:
             url = f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz"
             with explain(f"{packed} is missing and cannot be downloaded from {url}"):
                 data = urllib.request.urlopen(url, timeout=30).read()
-                if hashlib.sha256(gzip.decompress(data)).hexdigest() != digest:
-                    raise ValueError("the server sent other bytes than MNIST's (wrong checksum)")
+                require(hashlib.sha256(gzip.decompress(data)).hexdigest() == digest, "wrong checksum of what was sent")
                 packed.parent.mkdir(parents=True, exist_ok=True)
                 packed.write_bytes(data)
         images = np.pad(read_idx(plain if plain.exists() else packed), ((0, 0), (2, 2), (2, 2)))
@@ -524,26 +531,25 @@ def read_table(path: Path, known: set[int]) -> dict[str, list[int]]:
     """CelebA's text tables: optionally the number of rows and a line of column names, then per image its file name
     and values out of `known`; lines end in LF or CRLF. Returns {file name: values}."""
     with explain(f"{path} is not a CelebA table"):
-        rows = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
-        count = int(rows.pop(0)[0]) if rows and len(rows[0]) == 1 else None
+        rows = [line.split() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        announced = int(rows.pop(0)[0]) if rows and len(rows[0]) == 1 else None
         columns = len(rows.pop(0)) if rows and "." not in rows[0][0] else 1
         table = {name: [int(value) for value in values] for name, *values in rows}
         for name, values in table.items():
-            if len(values) != columns or not known.issuperset(values):
-                raise ValueError(f"{name} should have {columns} values out of {sorted(known)}")
-        if not table or count not in (None, len(table)):
-            raise ValueError(f"it has {len(table)} different rows" + (f" but announces {count}" if count else ""))
+            require(len(values) == columns and known.issuperset(values), f"{name} needs {columns} values of {sorted(known)}")
+        count = len(rows) if announced is None else announced
+        require(len(table) == len(rows) == count > 0, f"it announces {count} rows; {len(rows)} rows name {len(table)} files")
         return table
 
 def load_celeba(config: Config) -> tuple[np.ndarray, np.ndarray]:
     """The official layout, or any subset of its images; partition 2 is the test set."""
     root, folder = Path(config.data_dir), Path(config.data_dir) / "img_align_celeba"
-    if not (present := {path.name: path for path in list_images(folder)}):
-        raise UserError(f"no {folder}/000001.jpg or other image: from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html get "
-                        f"img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt, and unpack them in {root}")
+    present = {path.name: path for path in list_images(folder)}
+    require(present, f"no {folder}/000001.jpg or other image: from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html get "
+                     f"img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt, and unpack them in {root}")
     partition = read_table(root / "list_eval_partition.txt", {0, 1, 2})
     names, attributes = sorted(present.keys() & partition.keys()), root / "list_attr_celeba.txt"
-    print(f"celeba: {len(names):,} of the {len(partition):,} listed images are present")
+    print(f"celeba: {len(names):,} of {len(partition):,} listed images are present; {len(present) - len(names)} not listed")
     if attributes.exists() and (missing := set(names) - read_table(attributes, {-1, 1}).keys()):
         raise UserError(f"{attributes} does not match the images: no row for {min(missing)}, {len(missing)} in all")
     train, test = ([present[n] for n in names if (partition[n] == [2]) == is_test] for is_test in (False, True))
@@ -551,22 +557,23 @@ def load_celeba(config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 def list_images(folder: Path) -> list[Path]:
     endings = ".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split()
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.name[0] != ".")
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in endings and path.name[0] != ".")
+    return sorted(path for path in paths if path.is_file() or path.is_symlink())  # a broken link is named when decoding
 
 def load_folder(config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Every readable image below a folder; the last 5% of a fixed random order are the test set."""
     paths = list_images(Path(config.data_dir))
-    if not paths:
-        raise UserError(f"{config.data_dir} is not a folder with image files (.jpg, .png, ...)")
+    require(paths, f"{config.data_dir} is not a folder with image files (.jpg, .png, ...)")
     return decode_split([paths[i] for i in np.random.default_rng(0).permutation(len(paths))], [], config)
 
 def read_image(path: Path, config: Config) -> np.ndarray:
     """A picture as uint8 [C, H, W], upright, on white. CelebA's whole frame is squashed to a square; others are cropped."""
     with Image.open(path) as image:
         image = ImageOps.exif_transpose(image)
+        if image.mode[0] == "I":  # 16-bit grey, which Pillow would clip at 255
+            image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
         if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("L" if config.dataset == "mnist" else "RGB")
         size, squash = (config.resolution, config.resolution), config.dataset == "celeba"
         image = image.resize(size, Image.LANCZOS) if squash else ImageOps.fit(image, size, Image.LANCZOS)
@@ -577,8 +584,6 @@ def decode_split(train: list[Path], test: list[Path], config: Config) -> tuple[n
     images = decode(train, config) if train else []
     if test and train:
         return images, decode(test, config)
-    if len(images) < 4:
-        raise UserError(f"{config.data_dir} has too few images to train on: at least four are needed")
     held_out = max(2, len(images) // 20)
     print(f"{config.dataset}: no images of a test set, so {held_out} images (5%) are held out for testing")
     return images[:-held_out], images[-held_out:]
@@ -591,26 +596,27 @@ def decode(paths: list[Path], config: Config) -> np.ndarray:
             return read_image(path, config).tobytes()
         except Exception as error:  # Pillow raises many kinds on damaged files
             bad.append(path)
-            tqdm.write(f"skipped {path}: {' '.join(str(error).split())}")
+            tqdm.write(f"skipped {str(path)!r}: {' '.join(str(error).split())}")
             return b""
     key = hashlib.sha256(f"{shape} {config.dataset == 'celeba'}".encode())
-    for path in paths:
-        key.update(f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    for path in filter(Path.is_file, paths):
+        key.update(os.fsencode(f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns}\n"))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlsgan"
     stem = f"{config.dataset}-{config.resolution}-{key.hexdigest()[:16]}"
     for file in cache.glob(f"{stem}-*.u8"):  # raw bytes; the number of images is in the name
         n = int(file.stem.rsplit("-", 1)[1])
         if file.stat().st_size == n * math.prod(shape):  # else truncated: decode again
             return np.memmap(file, np.uint8, "r", shape=(n, *shape))
-    with explain(f"cannot write the decoded images to {cache}"):
-        cache.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor() as pool, open(cache / f"{stem}.{os.getpid()}.tmp", "wb") as temporary:
-            for start in tqdm(range(0, len(paths), 256), "decoding", unit="x256 images"):
-                temporary.writelines(pool.map(read, paths[start : start + 256]))
-        os.replace(temporary.name, file := cache / f"{stem}-{(n := len(paths) - len(bad))}.u8")
-        if not n or len(bad) > max(10, 0.05 * len(paths)):
-            file.unlink()
-            raise UserError(f"too many unreadable images: {len(bad)} of {len(paths)} files, such as {bad[0]}")
+    cache.mkdir(parents=True, exist_ok=True)
+    for file in [file for file in cache.glob("*.tmp") if time.time() - file.stat().st_mtime > 600]:
+        file.unlink(missing_ok=True)  # left by a decoding that was killed: a living one writes every few seconds
+    temporary = cache / f"{stem}.{os.getpid()}.tmp"
+    with explain(f"cannot write the decoded images to {cache}"), open(temporary, "wb") as file, ThreadPoolExecutor() as pool:
+        for start in tqdm(range(0, len(paths), 256), "decoding", unit="x256 images"):
+            file.writelines(pool.map(read, paths[start : start + 256]))
+    n, text = len(paths) - len(bad), f"too many unreadable images: {len(bad)} of {len(paths)} files, such as"
+    require(n and len(bad) <= max(10, 0.05 * len(paths)), f"{text} {', '.join(map(str, bad[:1]))}")
+    os.replace(temporary, file := cache / f"{stem}-{n}.u8")
     return np.memmap(file, np.uint8, "r", shape=(n, *shape))
 
 LOADERS = {"cartoon": load_cartoon, "mnist": load_mnist, "celeba": load_celeba, "folder": load_folder}
@@ -628,14 +634,16 @@ def to_float(x: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
 def batches(images: np.ndarray, batch_size: int, seed: int, step: int, flip: bool) -> Iterator[np.ndarray]:
     """Endless uint8 batches [B, C, H, W], from a training step on, in a new random order each epoch (whose incomplete
     last batch is left out). The order follows from seed and epoch alone, so that a run can go on where it stopped."""
-    if batch_size > len(images):
-        raise UserError(f"there are only {len(images)} images for training: --batch-size {batch_size} is too large")
+    rank, count = processes()  # of which each gets its share of every batch
+    require(batch_size <= len(images), f"--batch-size {batch_size} is too large for {len(images)} images for training")
+    require(batch_size % count == 0, f"--batch-size {batch_size} cannot be shared by {count} processes")
     epoch, first = divmod(step, len(images) // batch_size)
     while True:
         rng = np.random.default_rng([seed, epoch])
         order, mirrored = rng.permutation(len(images)), rng.random(len(images)) < 0.5 * flip
         for i in range(first * batch_size, len(images) - batch_size + 1, batch_size):
-            batch, mirror = images[order[i : i + batch_size]], mirrored[i : i + batch_size]
+            share = slice(i + rank, i + batch_size, count)
+            batch, mirror = images[order[share]], mirrored[share]
             batch[mirror] = batch[mirror, :, :, ::-1]
             yield batch
         epoch, first = epoch + 1, 0
@@ -662,19 +670,16 @@ METRICS = {  # every field of metrics.jsonl; those from "l_enc" on stand only in
     "active": "number of v_i > 1/2",
     "spread": "standard deviation per pixel, averaged: generated over real images (healthy: near 1)",
     "psnr_*": "PSNR of reconstructions (of generated and of test images), dB",
-    "ssim_*": "SSIM of reconstructions",
+    "ssim_*": "SSIM of reconstructions; absent below 11x11 pixels",
     "gain_*": "PSNR of reconstructions above that of the mean image, dB",
-    "mse_*": "mean squared error of reconstructions, images in [-1, 1]",
-}
+    "mse_*": "mean squared error of reconstructions, images in [-1, 1]"}
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal-to-noise ratio per image in dB: [B, C, H, W] twice, in [-1, 1] (peak to peak 2) -> [B]."""
     return 10 * torch.log10(4 / (x - y).square().flatten(1).mean(1).clamp(min=1e-10))
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Structural similarity per image (Wang et al. 2004: 11x11 Gaussian, sigma 1.5), nan below 11x11 pixels; as psnr."""
-    if x.shape[-1] < 11:
-        return torch.full((len(x),), math.nan)
+    """Structural similarity per image (Wang et al. 2004: 11x11 Gaussian, sigma 1.5) of 11x11 pixels or more; as psnr."""
     taps = torch.exp(-torch.arange(-5.0, 6.0, dtype=x.dtype, device=x.device).square() / (2 * 1.5**2))
     window = torch.outer(taps, taps)[None, None] / taps.sum() ** 2
     def mean(image: Tensor) -> Tensor:  # [B, C, H, W] -> [B*C, 1, H-10, W-10]
@@ -688,33 +693,27 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 @torch.no_grad()
 def evaluate(model: DLSGAN, images: Tensor, batch_size: int = 32, seed: int = 1) -> dict:
     """The METRICS from "l_enc" on, of test images [N, C, H, W] in [-1, 1] and N generated ones."""
-    device = model.latent_scale.v.device
     def in_batches(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         parts = zip(*(x.split(batch_size) for x in tensors), strict=True)
-        return torch.cat([function(*(x.to(device) for x in part)).cpu() for part in parts])
+        return torch.cat([function(*(x.to(model.latent_scale.v.device) for x in part)).cpu() for part in parts])
     z = prior(len(images), model.latent_scale, torch.Generator().manual_seed(seed)).cpu()
     generated = in_batches(lambda z: model.decode(z).clamp(-1, 1), z)
     z_hat = in_batches(model.encode, generated)
     v = z_hat.square().mean(0)
-    result = {
-        "l_enc": encoder_loss(z, z_hat, model.latent_scale.scale().cpu()).item(),
-        "mse_z": (z - z_hat).square().mean().item(),
-        "v": [round(value, 5) for value in v.tolist()],
-        "active": int((v > 0.5).sum()),
-        "spread": (generated.std(0).mean() / images.std(0).mean()).item(),
-    }
+    result = {"l_enc": encoder_loss(z, z_hat, model.latent_scale.scale().cpu()).item(), "mse_z": F.mse_loss(z, z_hat).item()}
+    result |= {"v": [round(value, 5) for value in v.tolist()], "active": int((v > 0.5).sum())}
+    result["spread"] = (generated.std(0).mean() / images.std(0).mean()).item()
     for name, x in (("generated", generated), ("test", images.clamp(-1, 1))):
         y = in_batches(lambda x: model.reconstruct(x).clamp(-1, 1), x)
-        result[f"psnr_{name}"] = psnr(x, y).mean().item()
-        result[f"ssim_{name}"] = in_batches(ssim, x, y).mean().item()
-        result[f"gain_{name}"] = result[f"psnr_{name}"] - psnr(x, x.mean(0)).mean().item()
-        result[f"mse_{name}"] = (x - y).square().mean().item()
+        scores = {"psnr": in_batches(psnr, x, y), "ssim": in_batches(ssim, x, y) if x.shape[-1] >= 11 else None}
+        scores["gain"] = scores["psnr"] - in_batches(psnr, x, x.mean(0).expand_as(x))
+        scores["mse"] = in_batches(lambda x, y: (x - y).square().flatten(1).mean(1), x, y)
+        result |= {f"{key}_{name}": score.mean().item() for key, score in scores.items() if score is not None}
     return result
 
 def grid(rows: Iterable[Tensor]) -> np.ndarray:
     """Rows of images [n, C, H, W] in [-1, 1] as one picture [rows*H, n*W, C] (without C if grey)."""
-    picture = to_uint8(torch.cat([torch.cat(list(row.cpu()), 2) for row in rows], 1)).permute(1, 2, 0).numpy()
-    return picture[:, :, 0] if picture.shape[2] == 1 else picture
+    return to_uint8(torch.cat([torch.cat(list(row.cpu()), 2) for row in rows], 1)).permute(1, 2, 0).squeeze(2).numpy()
 
 @torch.no_grad()
 def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: str) -> None:
@@ -729,7 +728,7 @@ def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: 
         pairs = [row for part in x for row in (part, model.reconstruct(part.to(model.latent_scale.v.device)))]
         panels.append((f"{name} images, each row above its reconstructions\n{text}", pairs))
     figure = Figure((12, 8.2), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(f"{title}: {last['active']} of {len(last['v'])} latent dimensions active (v > 1/2)")
     pictures, (spectrum, *curves) = figure.subplots(2, 3, height_ratios=(1.2, 1))
     for axis, (text, rows) in zip(pictures, panels, strict=True):
         axis.imshow(grid(rows), cmap="gray", interpolation="nearest")
@@ -738,11 +737,9 @@ def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: 
     spectrum.bar(range(1, 1 + len(last["v"])), sorted(last["v"], reverse=True), width=1, color="#30638e")
     spectrum.axhline(0.5, color="0.4", linestyle="--")
     spectrum.set(xlabel="latent dimension, sorted", ylabel="v: variance the encoder recovers", ylim=(0, 1.1))
-    spectrum.set_title(f"{last['active']} of {len(last['v'])} dimensions active (v > 1/2)", fontsize=10)
-    for axis, unit, keys in (
-        (curves[0], "L_enc; spread", {"l_enc": "L_enc", "spread": "spread, generated / real"}),
-        (curves[1], "dB above the mean image", {"gain_generated": "generated images", "gain_test": "test images"}),
-    ):
+    fields = {"L_enc; spread": {"l_enc": "L_enc", "spread": "spread, generated / real"},
+              "dB above the mean image": {"gain_generated": "generated images", "gain_test": "test images"}}
+    for axis, (unit, keys) in zip(curves, fields.items(), strict=True):
         for (key, label), style in zip(keys.items(), (".-", ".--"), strict=True):
             axis.plot([line["images"] / 1000 for line in lines], [line[key] for line in lines], style, label=label)
         axis.set(xlabel="thousand real images seen", ylabel=unit)
@@ -751,12 +748,13 @@ def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: 
     figure.savefig(path, dpi=110)
 
 # Training
-FORMAT, EVALUATED = 1, 256  # version of the checkpoints; test images in an evaluation during training
+FORMAT, SAVE_SECONDS, EVALUATED = 2, 300, 256  # of checkpoints; time between them; test images in an evaluation
 PRETRAINED = Path(__file__).resolve().with_name("pretrained")  # trained models; a copied dlsgan.py has none
 
 def save_checkpoint(path: Path, state: dict) -> None:
     """Replaces the file in one step and keeps the one before as checkpoint-previous.pt."""
     with explain(f"cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".tmp"), "wb") as file:
             torch.save(state, file)
             file.flush()
@@ -770,6 +768,7 @@ def read_checkpoint(path: str | Path) -> tuple[Config, dict]:
     files = (Path(path) / "checkpoint.pt", Path(path) / "checkpoint-previous.pt") if Path(path).is_dir() else (Path(path),)
     path = next((file for file in files if file.exists()), files[0])
     try:
+        require(not zipfile.ZipFile(path).testzip(), "a checksum is wrong")  # torch.load does not compare them
         state = torch.load(path, map_location="cpu", weights_only=True)  # never runs code from the file
         config, written = Config(**state["config"]), state["format"]
     except OSError as error:
@@ -777,10 +776,8 @@ def read_checkpoint(path: str | Path) -> tuple[Config, dict]:
         raise UserError(f"{path} cannot be read: {error.strerror}{there * (path.parent == PRETRAINED)}") from None
     except Exception:  # torch's message is pages long, and advises to load the file unsafely
         raise UserError(f"{path} is damaged or not a checkpoint of this program") from None
-    if written != FORMAT:
-        raise UserError(f"{path} has checkpoint format {written}, and this program reads {FORMAT}")
-    config.check()
-    return config, state
+    require(written == FORMAT, f"{path} has checkpoint format {written}, and this program reads {FORMAT}")
+    return config.check(), state
 
 def load(checkpoint: str | Path, device: str = "cpu") -> DLSGAN:
     """The trained model (averaged weights) of a checkpoint file or a run's folder, ready to encode and decode."""
@@ -794,17 +791,6 @@ def load_pretrained(name: str, device: str = "cpu") -> DLSGAN:
     """The trained model in pretrained/NAME.pt beside this file (the repository has it): load_pretrained("celeba64")."""
     return load(PRETRAINED / f"{name}.pt", device)
 
-def open_metrics(path: Path, images: int) -> list[dict]:
-    """The lines of metrics.jsonl up to a checkpoint after so many images; later or broken ones are cut off the file."""
-    with explain(f"cannot write to {path.parent}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = []
-        with contextlib.suppress(ValueError, FileNotFoundError):  # a last line that a crash cut short; a new run
-            lines.extend(line for line in map(json.loads, path.read_text().splitlines()) if line["images"] <= images)
-        path.with_suffix(".tmp").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(path.with_suffix(".tmp"), path)
-        return lines
-
 def keep_memory() -> None:
     """glibc gives large blocks back to the system at every free, and each new one costs page faults. Keep them."""
     with contextlib.suppress(OSError, AttributeError):
@@ -815,10 +801,10 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
     """Trains and yields lines of METRICS every 50 steps or sooner, some with an evaluation. Writes checkpoint.pt,
     metrics.jsonl and report.png to config.out, if set. resume: go on from the checkpoint there; on the same CPU and thread
     count the result is that of an uninterrupted run to the bit. stop: an event; once it is set, the loop saves and ends."""
-    c, device, out = config, pick_device(config.device), Path(config.out) if config.out else None
-    c.check()
-    if out and not resume and any(out.glob("checkpoint*.pt")):
-        raise UserError(f"{out} already holds a run: --resume {out} goes on with it, --out names another")
+    c, device, (rank, count) = config.check(), pick_device(config.device), processes()
+    out = Path(c.out) if c.out and rank == 0 else None
+    new = not out or resume or not any(out.glob("checkpoint*.pt"))
+    require(new, f"{out} already holds a run: --resume {out} goes on with it, --out names another")
     keep_memory()
     torch.set_num_threads(c.threads or torch.get_num_threads())
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA, no effect on a CPU
@@ -826,33 +812,37 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
     torch.manual_seed(c.seed)
     model = build(c).to(device, memory_format=torch.channels_last)
     average = DLSGAN(*map(copy.deepcopy, (model.generator, model.discriminator)), model.latent_scale).requires_grad_(False)
-    rng = torch.Generator().manual_seed(c.seed)
-    optimizers = make_optimizers(model, c.lr)
+    rng, optimizers = torch.Generator().manual_seed(c.seed), make_optimizers(model, c.lr)
     stateful = {"model": model, "ema": average, "optimizer_g": optimizers[0], "optimizer_d": optimizers[1]}
-    step, step_logged, seconds, totals = 0, 0, 0.0, {}  # totals: sums of the training losses since the last line
+    step, step_logged, seconds, totals, history = 0, 0, 0.0, {}, []  # totals: sums of the losses since the last line
     if resume:
-        _, state = read_checkpoint(out)
-        with explain(f"the checkpoint in {out} does not fit its own configuration"):
+        _, state = read_checkpoint(c.out)
+        with explain(f"the checkpoint in {c.out} does not fit its own configuration"):
             for name, target in stateful.items():
                 target.load_state_dict(state[name])
             rng.set_state(state["rng"])
-            step, step_logged, seconds, totals = (state[key] for key in ("step", "step_logged", "seconds", "totals"))
-    train_images, test_images = LOADERS[c.dataset](c)
-    history = open_metrics(out / "metrics.jsonl", step * c.batch_size) if out else []
-    test = to_float(test_images[:EVALUATED])
+            kinds = {"step": int, "logged": int, "seconds": float, "totals": dict, "history": json.loads}
+            step, step_logged, seconds, totals, history = (kind(state[key]) for key, kind in kinds.items())
+            fit = [s[k].shape == p.shape for o in optimizers for p, s in o.state.items() for k in ("exp_avg", "exp_avg_sq")]
+            require(step >= 0 and all(fit), "its step is negative, or the moments of Adam are those of other weights")
+    for first in (True, False):  # one process downloads or decodes the data, then the others find them
+        if first == (rank == 0):
+            train_images, test_images = LOADERS[c.dataset](c)
+        average_over_processes(torch.zeros(1))
+    require(len(test_images) > 1, f"{c.data_dir} has too few images: {len(test_images)} for testing")
+    test = to_float(test_images[: EVALUATED // max(1, c.resolution // 128)])
     stream = batches(train_images, c.batch_size, c.seed, step, c.flip)
     weights, averages = ([p.detach() for p in m.parameters()] for m in (model, average))  # detached: no graph may grow
-    steps = math.ceil(c.images / c.batch_size)
+    steps, penalty_every = math.ceil(c.images / c.batch_size), 1 if c.loss == "wgan-gp" else 16
     log_every, evaluate_every = min(50, max(1, steps // 200)), max(50, min(2000, -(-steps // 8)))
-    penalty_every = 1 if c.loss == "wgan-gp" else 16
     logged = saved = time.perf_counter()
-    started, step_saved, step_timed = logged - seconds, step, step
+    started, step_saved, step_timed, written = logged - seconds, step if resume else -1, step, 0
     def save() -> None:
         state = {name: x.state_dict() for name, x in stateful.items()} | {"format": FORMAT, "config": dataclasses.asdict(c)}
-        state |= {"step": step, "step_logged": step_logged, "totals": totals, "rng": rng.get_state()}
-        state["seconds"] = time.perf_counter() - started
+        state |= {"step": step, "logged": step_logged, "totals": totals, "rng": rng.get_state()}
+        state |= {"seconds": time.perf_counter() - started, "history": json.dumps(history)}
         save_checkpoint(out / "checkpoint.pt", state)
-    while step < steps and not (stop and stop.is_set()):
+    while step < steps and not average_over_processes(torch.tensor(float(stop is not None and stop.is_set()))):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = lr = c.lr * c.lr_final ** (step / steps)
         penalty_weight = 0.0 if step % penalty_every else c.r1_gamma / 2 * penalty_every
@@ -868,24 +858,27 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
         line |= {"images": step * c.batch_size, "seconds": round(now - started, 2), "lr": lr}
         line["images_per_second"] = round((step - step_timed) * c.batch_size / (now - logged), 2)
         line |= {f"{key}_train": value.item() for key, value in model.latent_scale.measures().items()}
-        if bad := [key for key in line if not math.isfinite(line[key])]:
+        if rank == 0 and (step % evaluate_every == 0 or step == steps):
+            line |= evaluate(average, test, c.batch_size // count)
+        if bad := [key for key, value in line.items() if not np.isfinite(value).all()]:
             raise UserError(f"{bad[0]} became {line[bad[0]]} after {line['images']:,} images; a checkpoint before is kept: "
                             "try a smaller --lr or a larger --r1-gamma")
         totals = {}
         history.append(line)
-        if step % evaluate_every == 0 or step == steps:
-            line |= evaluate(average, test, c.batch_size)
         if out:
-            with explain(f"cannot write to {out}"), open(out / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(line) + "\n")
-            if "l_enc" in line:
-                title = f"{c.dataset}, {'' if c.latent_scale else 'no '}latent scale, seed {c.seed}"
-                report(average, test, history, out / "report.png", f"{title}, {line['images']:,} images")
-            if "l_enc" in line or now - saved > 300:
+            with explain(f"cannot write to {out}"):
+                out.mkdir(parents=True, exist_ok=True)
+                written = written if (out / "metrics.jsonl").exists() else 0  # lines; 0 if somebody removed the folder
+                with open(out / "metrics.jsonl", "a" if written else "w") as file:
+                    file.writelines(json.dumps(line) + "\n" for line in history[written:])
+                if "l_enc" in line:
+                    title = f"{c.dataset}, {'' if c.latent_scale else 'no '}latent scale, seed {c.seed}"
+                    report(average, test, history, out / "report.png", f"{title}, {line['images']:,} images")
+            if "l_enc" in line or now - saved > SAVE_SECONDS:
                 save()
                 saved, step_saved = now, step
         yield line
-        logged, step_timed = time.perf_counter(), step
+        logged, step_timed, written = time.perf_counter(), step, len(history)
     if out and step != step_saved and all(math.isfinite(value) for value in totals.values()):
         save()
 
@@ -913,8 +906,7 @@ def parse(arguments: list[str] | None) -> dict:
     parser = argparse.ArgumentParser(
         description="Trains a Dynamic Latent Scale GAN, or reconstructs photos with a trained one.",
         epilog="presets, as changes from the defaults:\n" + "\n".join(f"  {n:9} {text}" for n, text in changes.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS, usage="%(prog)s [options]",
-    )
+        formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS, usage="%(prog)s [options]")
     parser.add_argument("--preset", choices=PRESETS, help="settings to start from (default: named as the data set)")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its own settings")
     parser.add_argument("--reconstruct", metavar="PHOTO", nargs="+", help="write photos beside their reconstructions")
@@ -929,13 +921,11 @@ def parse(arguments: list[str] | None) -> dict:
 def configure(given: dict) -> Config:
     """The configuration that a command line means, with data and output folders filled in."""
     dataset = given.get("dataset", "folder" if "data_dir" in given and "preset" not in given else None)
-    if dataset and dataset not in LOADERS:
-        if not Path(dataset).is_dir():
-            raise UserError(f"unknown data set {dataset!r}: choose {', '.join(LOADERS)} or an existing folder of images")
+    if dataset is not None and dataset not in LOADERS:
+        require(dataset and Path(dataset).is_dir(), f"data set {dataset!r} is none of {', '.join(LOADERS)} and no folder")
         given["data_dir"], dataset = dataset, "folder"
     preset = given.pop("preset", dataset or "cartoon")
-    config = Config(**PRESETS[preset] | given | ({"dataset": dataset} if dataset else {}))
-    config.check()
+    config = Config(**PRESETS[preset] | given | ({"dataset": dataset} if dataset else {})).check()
     if not config.out:
         base = f"runs/{preset}" + ("" if config.latent_scale else "-no-scale")
         config.out = next(r for i in range(1, 10**6) if not Path(r := base if i == 1 else f"{base}-{i}").exists())
@@ -944,15 +934,17 @@ def configure(given: dict) -> Config:
 def run(config: Config, resume: bool) -> None:
     """Trains with a progress bar, then prints the measures and where everything is."""
     stop, measured, config.device = threading.Event(), {}, str(pick_device(config.device))
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun
+        distributed.init_process_group()  # over gloo for tensors on the CPU, over NCCL for those on GPUs
+    sys.stdout = open(os.devnull, "w") if (silent := processes()[0] > 0) else sys.stdout  # the first one speaks for all
     print("settings: " + " ".join(f"{key}={value}" for key, value in dataclasses.asdict(config).items() if value != ""))
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda number, _: (stop.set(), signal.signal(number, signal.SIG_DFL)))  # a second one kills
-    with tqdm(total=config.images, unit=" images", unit_scale=True, smoothing=0.1, delay=0.01) as bar:
+    with tqdm(total=config.images, unit=" images", unit_scale=True, smoothing=0.1, delay=0.01, disable=silent) as bar:
         for i, line in enumerate(train(config, resume, stop)):
             if i == 4:
-                hours = (config.images - line["images"]) / line["images_per_second"] / 3600
-                left = f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.1f} hours = {hours / 24:.1f} days"
-                tqdm.write(f"{line['images_per_second']:.1f} images/s on this device: about {left} for this run")
+                speed, left = line["images_per_second"], (config.images - line["images"]) / line["images_per_second"] / 60
+                tqdm.write(f"{speed:.1f} images/s on this device: about {left:.0f} minutes ({left / 1440:.1f} days) left")
             bar.set_postfix_str(f"L_enc {line['l_enc_train']:.3f}, {line['active_train']} active", refresh=False)
             bar.update(min(line["images"], config.images) - bar.n)
             measured = line if "l_enc" in line else measured
@@ -965,18 +957,21 @@ def run(config: Config, resume: bool) -> None:
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
     try:
-        if "checkpoint" in given and "reconstruct" not in given:
-            raise UserError("--checkpoint FILE goes with --reconstruct PHOTO (to train on, use --resume RUN)")
+        uses = {"resume": "resume images device threads data_dir", "reconstruct": "reconstruct checkpoint out"}
+        for mode in uses.keys() & given.keys():
+            if own := given.keys() - uses[mode].split():
+                flag = min(own).replace("_", "-")
+                raise UserError(f"--{mode} keeps the settings of its checkpoint: leave out --{flag}")
+        require("checkpoint" not in given or "reconstruct" in given,
+                "--checkpoint FILE goes with --reconstruct PHOTO (to train on, use --resume RUN)")
         if "reconstruct" in given:
             reconstruct_photos(given["reconstruct"], **{key: given[key] for key in ("checkpoint", "out") if key in given})
         elif folder := given.pop("resume", None):
-            if own := given.keys() - {"images", "device", "threads", "data_dir"}:
-                raise UserError(f"--resume keeps the settings of {folder}: leave out --{min(own).replace('_', '-')}")
             run(dataclasses.replace(read_checkpoint(folder)[0], out=folder, **given), resume=True)
         else:
             run(configure(given), resume=False)
-    except UserError as error:
-        print(f"dlsgan: {error}", file=sys.stderr)
+    except (UserError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        print(f"dlsgan: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import gzip
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -14,12 +15,18 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
+import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 import types
 import warnings
+import zipfile
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -463,13 +470,13 @@ def write_mnist(root, n=30):
     write_idx(root / "t10k-images-idx3-ubyte", random.integers(0, 256, (n, 28, 28), dtype=np.uint8))
 
 
-def write_celeba(root, n=30, test=5, newline="\r\n"):
+def write_celeba(root, n=30, test=5, newline="\r\n", size=(218, 178)):
     folder = root / "img_align_celeba"
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     names = [f"{i:06d}.jpg" for i in range(1, n + 11)]  # ten more are listed than present
     for name in names[:n]:
-        Image.fromarray(random.integers(0, 256, (218, 178, 3), dtype=np.uint8)).save(folder / name)
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
     partition = [f"{name} {2 if i < test else i % 2}" for i, name in enumerate(names)]
     (root / "list_eval_partition.txt").write_bytes(newline.join(partition).encode() + b"\n")
     attributes = [str(len(names)), "Smiling Young"] + [f"{name}  1 -1" for name in names]
@@ -912,8 +919,9 @@ def test_resume_cuts_metrics_after_the_checkpoint():
     path = Path("r/metrics.jsonl")
     complete = path.read_text()
     path.write_text(complete + json.dumps({"images": 44}) + '\n{"images": 48, "se')  # a crash after the checkpoint
-    assert len(dlsgan.open_metrics(path, 40)) == 10
-    assert path.read_text() == complete
+    list(dlsgan.train(tiny(out="r", images=52), resume=True))
+    assert path.read_text().startswith(complete)
+    assert [json.loads(line)["images"] for line in path.read_text().splitlines()] == list(range(4, 56, 4))
 
 
 def test_resume_from_the_command_line(capsys):
@@ -922,7 +930,7 @@ def test_resume_from_the_command_line(capsys):
     assert json.loads(Path("r/metrics.jsonl").read_text().splitlines()[-1])["images"] == 60
     capsys.readouterr()
     assert dlsgan.main(["--resume", "r", "--lr", "0.1"]) == 2
-    assert capsys.readouterr().err == "dlsgan: --resume keeps the settings of r: leave out --lr\n"
+    assert capsys.readouterr().err == "dlsgan: --resume keeps the settings of its checkpoint: leave out --lr\n"
 
 
 def test_nan_stops_with_the_last_good_checkpoint(monkeypatch, capsys):
@@ -1140,8 +1148,9 @@ def test_the_readme_commands_and_example():
 
 
 def test_the_readme_table_comes_from_the_kept_results():
-    shown = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `python dlsgan.py")]
-    assert shown == results.table().splitlines()[2:] and shown
+    for page, folder in (("README.md", results.FOLDER), ("toy_experiments/README.md", results.TRIALS)):
+        shown = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("| `python dlsgan.py")]
+        assert shown == results.table(folder=folder).splitlines()[2:] and shown
 
 
 def test_a_finished_run_is_kept_with_its_command(monkeypatch):
@@ -1162,8 +1171,10 @@ def test_distances_of_a_run_from_the_command_line(capsys):
     assert "FID: absent" in capsys.readouterr().out
 
 
-def test_the_size_of_the_file():
-    assert len((ROOT / "dlsgan.py").read_text().splitlines()) <= 984
+def test_the_sizes_of_the_files():
+    assert len((ROOT / "dlsgan.py").read_text().splitlines()) <= 980
+    for path in (ROOT / "toy_experiments").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 250, path.name
 
 
 # ---- Trained models and the paper's figures --------------------------------------------------------------------------
@@ -2239,6 +2250,586 @@ def test_unknown_toy_runs_get_one_clear_line(arguments, monkeypatch, capsys):
     assert stopped.value.code == 2 and re.fullmatch(rf"{arguments[0]}: unknown run '{arguments[-1]}': choose .*\n", error)
 
 
-def test_the_sizes_of_the_experiments():
-    for module in (cartoon_factors, failure_gallery, linear_gaussian, mnist, two_dimensional):
-        assert len(Path(module.__file__).read_text().splitlines()) <= 250, module.__name__
+# ---- Nothing lost: kills, faults, damaged input, several processes ---------------------------------------------------
+
+
+SCRIPT = """
+import json, os, sys, torch, dlsgan
+torch.set_num_threads(1)
+dlsgan.SAVE_SECONDS, dlsgan.EVALUATED, dlsgan.report = 0, 24, lambda *arguments: None  # a checkpoint at every line
+
+def run(arguments):
+    if "DOUBLE" in os.environ:
+        torch.set_default_dtype(torch.float64)
+        torch.Tensor.float, to_float = torch.Tensor.double, dlsgan.to_float
+        dlsgan.to_float = lambda *arguments: to_float(*arguments).double()
+    step, weights = dlsgan.train_step, {}
+    dlsgan.train_step = lambda model, *arguments: weights.update(model.state_dict()) or step(model, *arguments)
+    code = dlsgan.main(arguments)
+    if "RANK" in os.environ:
+        torch.save(weights, f"rank{os.environ['RANK']}.pt")
+    return code
+
+if len(sys.argv) > 1:
+    sys.exit(run(sys.argv[1:]))
+import torch._dynamo  # which the first optimiser of a process imports
+for line in sys.stdin:  # [environment, arguments]: run them in a fork and print its id; an id: print its exit code
+    request = json.loads(line)
+    if isinstance(request, int):
+        print(os.waitstatus_to_exitcode(os.waitpid(request, 0)[1]), flush=True)
+    elif child := os.fork():
+        print(child, flush=True)
+    else:
+        os.environ.update(request[0])
+        os.chdir(request[0]["FOLDER"])
+        for output in (1, 2):
+            os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), output)
+        os._exit(run(request[1]))
+"""
+
+
+class Launcher:
+    """Runs the command line in a process of its own, or, much faster, in forks of one that has imported torch."""
+
+    def __init__(self, folder):
+        self.script, self.processes = folder / "script.py", {}
+        self.script.write_text(SCRIPT)
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": self.environment}
+        self.server = subprocess.Popen([sys.executable, str(self.script)], **pipes)
+
+    def ask(self, request):
+        print(json.dumps(request), file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline())
+
+    def fork(self, *arguments, **environment):
+        return self.ask([environment | {"FOLDER": os.getcwd(), "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}, arguments])
+
+    def start(self, *arguments, command=(sys.executable,)):
+        environment = self.environment | {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+        with open("log", "a") as log:
+            process = subprocess.Popen([*command, str(self.script), *arguments], stdout=log, stderr=log, env=environment)
+        self.processes[process.pid] = process
+        return process.pid
+
+    def wait(self, process):
+        with limit(120):
+            return self.processes[process].wait() if process in self.processes else self.ask(process)
+
+    def fork_all(self, count, *arguments, **environment):
+        """What torchrun does: `count` processes that know of each other."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        group = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+        return [self.fork(*arguments, RANK=str(i), LOCAL_RANK=str(i), **group, **environment) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory):
+    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield launcher
+    launcher.server.stdin.close()
+    launcher.server.wait(10)
+
+
+class Hang(BaseException):
+    """Not an Exception, which the program may turn into an answer."""
+
+
+@contextlib.contextmanager
+def limit(seconds):
+    def stop(*_):
+        raise Hang
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def pictures(folder="pictures", n=40, size=8):
+    random = np.random.default_rng(0)
+    Path(folder).mkdir()
+    for i in range(n):
+        Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(Path(folder, f"{i:02d}.png"))
+
+
+def same(a, b):
+    """Equality to the bit of nested lists and dictionaries of tensors, the wall clock and the folder's name aside."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        keys = a.keys() - {"seconds", "images_per_second", "out", "history"}  # of which metrics.jsonl is a copy
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in keys)
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list | tuple) else a == b
+
+
+def left_behind(run):
+    state = torch.load(Path(run, "checkpoint.pt"), weights_only=True)
+    return [state, [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]]
+
+
+def written_lines(run):
+    path = Path(run, "metrics.jsonl")
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+KILLED = ["--dataset=pictures", *flags(resolution=8, images=120, scale_rule="sma", scale_window=20), "--flip"]
+
+
+def kill_and_resume(launcher, start, run, random, kills):
+    """Lets a run of 30 steps finish after killing it with -9 at random instants. Returns what each kill found."""
+    found = Counter()
+    for kill in range(kills + 1):
+        begun, resumed = time.time(), any(Path(run).glob("checkpoint*.pt"))
+        process = start(*(["--resume", run] if resumed else [*KILLED, "--out", run]))
+        if kill < kills:
+            line = random.integers(0, 31)
+            with limit(120):
+                while written_lines(run) < line:
+                    time.sleep(0.002)
+            time.sleep(random.uniform(0, 0.03))
+            os.kill(process, signal.SIGKILL)
+        code = launcher.wait(process)
+        assert code in ((0, -signal.SIGKILL) if kill < kills else (0,)), Path("log").read_text()[-2000:]
+        checkpoints = [dlsgan.read_checkpoint(file) for file in Path(run).glob("checkpoint*.pt")]  # none is unreadable
+        if code:
+            here = {file.name for file in Path(run).glob("*") if file.stat().st_mtime > begun}
+            steps = [state["step"] for _, state in checkpoints] or [0]
+            found["kills"] += 1
+            found["before the first checkpoint"] += not checkpoints
+            found["in the middle of a checkpoint"] += "checkpoint.tmp" in here
+            found["between a checkpoint's two renamings"] += bool(checkpoints) and not Path(run, "checkpoint.pt").exists()
+            found["with metrics that the checkpoint lacks"] += written_lines(run) > max(steps)
+    return found
+
+
+def test_five_runs_killed_at_random_instants_and_resumed(launcher):
+    """The first by the command line; all end with the weights of an uninterrupted run, and no line lost or repeated."""
+    pictures()
+    assert launcher.wait(launcher.fork(*KILLED, "--out=whole")) == 0, Path("log").read_text()
+    for seed in range(5):
+        start = launcher.fork if seed else launcher.start
+        kill_and_resume(launcher, start, f"r{seed}", np.random.default_rng(seed), kills=1)
+        assert same(left_behind(f"r{seed}"), left_behind("whole"))
+
+
+@pytest.mark.slow
+def test_a_hundred_runs_killed_at_random_instants_and_resumed(launcher, capsys):
+    pictures()
+    launcher.wait(launcher.fork(*KILLED, "--out=whole"))
+    found, equal, whole = Counter(), 0, left_behind("whole")
+    for seed in range(100):
+        random = np.random.default_rng(1000 + seed)
+        found += kill_and_resume(launcher, launcher.fork, f"r{seed}", random, kills=random.integers(1, 4))
+        equal += same(left_behind(f"r{seed}"), whole)
+    with capsys.disabled():
+        print(f"\n100 runs of 30 steps, {found.pop('kills')} kills:", ", ".join(f"{n} {what}" for what, n in found.items()))
+        print(f"unreadable checkpoints: 0; runs equal to the uninterrupted one in weights, optimisers, v, metrics: {equal}")
+    assert equal == 100
+
+
+def test_a_cache_truncated_in_mid_run_costs_no_more_than_a_kill(launcher):
+    """The kernel ends the process (SIGBUS), as a memory map allows no better; --resume decodes again and goes on."""
+    pictures()
+    assert launcher.wait(launcher.fork(*KILLED, "--out=whole")) == 0
+    process = launcher.fork(*KILLED, "--out=r")
+    with limit(120):
+        while written_lines("r") < 3:
+            time.sleep(0.002)
+    (cache,) = Path("cache/dlsgan").glob("*.u8")
+    os.truncate(cache, 0)
+    assert launcher.wait(process) == -signal.SIGBUS
+    assert launcher.wait(launcher.fork("--resume=r")) == 0
+    assert same(left_behind("r"), left_behind("whole"))
+
+
+def test_a_folder_removed_in_mid_run_is_written_anew():
+    list(dlsgan.train(tiny(out="whole")))
+    for i, _ in enumerate(dlsgan.train(tiny(out="r"))):
+        if i == 4:
+            shutil.rmtree("r")
+    assert same(left_behind("r"), left_behind("whole"))
+
+
+def test_files_that_vanish_before_during_and_after_decoding(capsys, monkeypatch):
+    pictures(n=20)
+    Path("pictures/link.png").symlink_to("nowhere.png")
+    config, read = tiny(dataset="folder", data_dir="pictures"), dlsgan.read_image
+
+    def vanishing(path, config):
+        Path("pictures/07.png").unlink(missing_ok=True)
+        return read(path, config)
+
+    monkeypatch.setattr(dlsgan, "read_image", vanishing)
+    lines = []
+    for line in dlsgan.train(config):  # 19 images are decoded once and serve all epochs
+        shutil.rmtree("pictures", ignore_errors=True)
+        lines.append(line)
+    printed = capsys.readouterr().out
+    assert len(lines) == 10 and "skipped 'pictures/07.png'" in printed and "skipped 'pictures/link.png'" in printed
+
+
+def test_what_a_killed_decoding_left_is_removed():
+    pictures(n=4)
+    cache = Path("cache/dlsgan")
+    cache.mkdir(parents=True)
+    for name in ("old.1.tmp", "new.2.tmp"):
+        (cache / name).write_bytes(b"half")
+    os.utime(cache / "old.1.tmp", (time.time() - 3600,) * 2)
+    dlsgan.load_folder(tiny(dataset="folder", data_dir="pictures"))
+    assert sorted(file.suffix for file in cache.iterdir()) == [".tmp", ".u8"] and (cache / "new.2.tmp").exists()
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    values = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
+    Image.fromarray(values).save("deep.png")
+    image = dlsgan.read_image(Path("deep.png"), tiny(dataset="folder"))
+    np.testing.assert_array_equal(image, np.broadcast_to(np.round(values / 257), (3, 16, 16)))
+
+
+def test_metrics_are_json_even_below_the_window_of_ssim():
+    list(dlsgan.train(tiny(resolution=8, out="r")))
+    lines = [json.loads(text, parse_constant=pytest.fail) for text in Path("r/metrics.jsonl").read_text().splitlines()]
+    assert "psnr_test" in lines[-1] and "ssim_test" not in lines[-1]
+
+
+def peak_memory(function):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = profile.profiler.kineto_results.events()
+    return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+
+
+def test_evaluation_and_report_take_less_memory_than_a_training_step():
+    config = dlsgan.Config(device="cpu", resolution=16, batch_size=32)
+    model = dlsgan.build(config)
+    images = dlsgan.cartoon_faces(256, config.resolution)[0]
+    optimizers, rng = dlsgan.make_optimizers(model, 1e-3), torch.Generator()
+    step = peak_memory(lambda: dlsgan.train_step(model, optimizers, images[: config.batch_size], rng, penalty_weight=1.0))
+    evaluated = {}
+    assert peak_memory(lambda: evaluated.update(dlsgan.evaluate(model, images, config.batch_size))) < step
+    history = [{"images": 1, **evaluated}]
+    assert peak_memory(lambda: REPORT(model, images, history, Path("report.png"), "title")) < step
+
+
+@pytest.mark.parametrize("loss", ["nsgan", "wgan-gp"])
+def test_two_processes_train_like_one(launcher, loss):
+    """In float64, so that rounding is the only difference and stays tiny; both processes end with the same bits."""
+    pictures()
+    arguments = ["--dataset=pictures", *flags(resolution=8, images=24, loss=loss), "--flip"]
+    assert launcher.wait(launcher.fork(*arguments, "--out=one", DOUBLE="1")) == 0, Path("log").read_text()
+    two = launcher.fork_all(2, *arguments, "--out=two", DOUBLE="1")
+    assert [launcher.wait(process) for process in two] == [0, 0], Path("log").read_text()
+    (one, one_lines), (two, two_lines) = left_behind("one"), left_behind("two")
+    for part in ("model", "ema"):
+        torch.testing.assert_close(two[part], one[part], rtol=1e-9, atol=1e-9)
+    assert same(*(torch.load(f"rank{i}.pt", weights_only=True) for i in (0, 1)))
+    for a, b in zip(one_lines, two_lines, strict=True):
+        assert a.keys() == b.keys()
+        assert all(b[key] == pytest.approx(a[key], rel=1e-6) for key in a.keys() - {"seconds", "images_per_second"})
+
+
+def test_one_of_two_processes_stops_or_dies(launcher):
+    pictures()
+    arguments = ["--dataset=pictures", *flags(resolution=8, images=10**6)]
+    for number, codes in ((signal.SIGTERM, [0, 0]), (signal.SIGKILL, [2, -9])):
+        run = f"r{number}"
+        both = launcher.fork_all(2, *arguments, "--out", run)
+        with limit(120):
+            while written_lines(run) < 2:
+                time.sleep(0.01)
+        os.kill(both[1], number)  # only the second one
+        assert [launcher.wait(process) for process in both] == codes, Path("log").read_text()
+        assert dlsgan.read_checkpoint(run)[1]["step"] > 0
+    assert "dlsgan: another process of this training has ended" in Path("log").read_text()
+    both = launcher.fork_all(2, *arguments, "--batch-size=5")
+    assert [launcher.wait(process) for process in both] == [2, 2]
+    assert "dlsgan: --batch-size 5 cannot be shared by 2 processes" in Path("log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_torchrun_after_twenty_steps(launcher, capsys, count):
+    pictures("pictures", 80, 32)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}")
+    arguments = ["--dataset=pictures", "--images=160", "--threads=1", "--device=cpu", "--resolution=32", "--batch-size=8"]
+    for double in ("", "1"):
+        if double:
+            launcher.environment["DOUBLE"] = double
+        runs = [f"{name}{double}" for name in ("one", "all")]
+        for run, command in zip(runs, ((sys.executable,), torchrun), strict=True):
+            assert launcher.wait(launcher.start(*arguments, "--out", run, command=command)) == 0, Path("log").read_text()
+        launcher.environment.pop("DOUBLE", None)
+        (one, one_lines), (several, lines) = map(left_behind, runs)
+        difference = max((one["model"][k] - x).abs().max().item() for k, x in several["model"].items() if x.numel())
+        speeds = [sum(line["images_per_second"] for line in part[1:]) / len(part[1:]) for part in (one_lines, lines)]
+        with capsys.disabled():
+            print(f"\n{count} processes, 20 steps, {'float64' if double else 'float32'}: largest difference of a weight "
+                  f"{difference:.1e}; images/s {speeds[0]:.1f} in one, {speeds[1] / count:.1f} per process")
+        assert difference < (1e-9 if double else 0.1)
+
+
+# Damaged input: each function damages a copy of valid input and returns what it did, the command line that reads it, the
+# exit code, and what the last line of the error output (code 2) or the printed lines (code 0) must contain.
+
+
+def flipped(data, random, first, end):
+    """The bytes with one of them changed to another value."""
+    i = random.integers(first, end)
+    return data[:i] + bytes([data[i] ^ random.integers(1, 256)]) + data[i + 1 :]
+
+
+def damage_idx(random):
+    path = Path("m", random.choice(["train-images-idx3-ubyte", "t10k-images-idx3-ubyte"]))
+    data = path.read_bytes()
+    packed, n = gzip.compress(data), len(data)
+    kind, content = {
+        0: ("IDX cut short", lambda: data[: random.integers(n)]),
+        1: ("IDX with bytes too many", lambda: data + random.bytes(random.integers(1, 50))),
+        2: ("IDX header changed", lambda: flipped(data, random, 0, 16)),
+        3: ("IDX of random bytes", lambda: random.bytes(random.integers(1, 3000))),
+        4: ("gzipped IDX cut short", lambda: packed[: random.integers(len(packed))]),
+        5: ("gzipped IDX with one byte changed", lambda: flipped(packed, random, 10, len(packed))),
+        6: ("gzipped IDX with bytes too many", lambda: packed + b"\1" + random.bytes(9)),
+        7: ("IDX of labels", lambda: struct.pack(">2I", 0x801, 12) + bytes(12)),
+        8: ("IDX without images", lambda: struct.pack(">4I", 0x803, 0, 28, 28)),
+        9: ("IDX of few images", lambda: struct.pack(">4I", 0x803, 1, 28, 28) + data[16 : 16 + 784]),
+    }[random.integers(10)]
+    path.write_bytes(content())
+    named = "too large for 1 images|too few images: 1 for testing" if "few" in kind else f"{path} is not a readable IDX file"
+    return kind, ["--dataset=mnist", "--data-dir=m"], 2, named
+
+
+def damage_image(path, random):
+    """Replaces a file by something that is no image; what that is."""
+    data = path.read_bytes()
+    kind = random.choice(["cut short", "empty", "text", "random bytes", "folder", "link to nowhere", "pipe", "too large"])
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link to nowhere":
+        path.symlink_to("nowhere")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        giant = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4s2I5B", 13, b"IHDR", 50_000, 50_000, 8, 2, 0, 0, 0)
+        giant += struct.pack(">I", zlib.crc32(giant[12:])) + data[33:]
+        content = {"empty": b"", "text": b"<html>404</html>", "too large": giant, "random bytes": random.bytes(300)}
+        path.write_bytes(content.get(kind, data[: random.integers(8, len(data) // 2)]))
+    return kind
+
+
+def damage_folder(random):
+    files, use = sorted(Path("pictures").iterdir()), ["--dataset=pictures"]
+    kind = random.integers(8)
+    if kind == 0:
+        for file in files[:12]:
+            damage_image(file, random)
+        return "twelve of fourteen images damaged", use, 2, "too many unreadable images|too large for . images"
+    if kind == 1:
+        for file in files[3:]:
+            file.unlink()
+        return "three images left", use, 2, "too large for 1 images"
+    if kind == 2:
+        strange = Path("pictures", os.fsdecode(random.choice([b"\xff.png", b"new\nline.png", "Gruß 日本.png".encode()])))
+        strange.write_text("text")
+        return "a strange name that is no image", use, 0, "skipped 'pictures/" + re.escape(repr(strange.name)[1:-1])
+    if kind == 3:
+        grey = random.integers(0, 65536, (9, 7)).astype(np.uint16)
+        Image.fromarray(grey).save(files[0])
+        Image.fromarray(grey[:1, :1].astype(np.uint8)).save(files[1])
+        return "images of 16 bits, of one pixel", use, 0, "^(?!.*skipped)"
+    damaged = random.choice(files, random.integers(1, 4), replace=False)
+    kinds = [damage_image(file, random) for file in damaged]
+    files = [file for file, kind in zip(damaged, kinds, strict=True) if kind not in ("folder", "pipe")]  # no files at all
+    return f"images damaged: {kinds[0]}", use, 0, "".join(f"(?=.*skipped '{file}': )" for file in files)
+
+
+def damage_celeba(random):
+    partition, attributes = Path("c/list_eval_partition.txt"), Path("c/list_attr_celeba.txt")
+    use = ["--dataset=celeba", "--data-dir=c"]
+    path = random.choice([partition, attributes])
+    lines, head = path.read_text().splitlines(), 2 * (path == attributes)
+    row = head + random.integers(12)  # of an image that is there
+    name = lines[row].split()[0]
+    table = f"{path} is not a CelebA table: "
+    bad_value = lines[row][:-1] + str(random.choice(list("3579x-")))
+    kinds = [
+        ("value changed", [*lines[:row], bad_value, *lines[row + 1 :]], table + f"({name}|invalid literal)"),
+        ("value missing", [*lines[:row], lines[row][:-2].rstrip(), *lines[row + 1 :]], table + name),
+        ("value too many", [*lines[:row], lines[row] + " 1", *lines[row + 1 :]], table + name),
+        ("row twice", [*lines, lines[row]], table + "it announces .* rows name"),
+        ("cut within a row", [*lines[:row], lines[row][: random.integers(1, 11)]], table),
+        ("bytes that are no text", None, table),
+        ("empty", [], table + "it announces"),
+        ("the other table", None, table),
+    ]
+    if path == attributes:
+        kinds += [
+            ("count changed", [str(int(lines[0]) + random.choice([-7, -1, 1, 1000])), *lines[1:]], table + "it announces"),
+            ("count is text", ["many", *lines[1:]], table),
+            ("column added", [lines[0], lines[1] + " Bald", *lines[2:]], table),
+            ("row removed", lines[:row] + lines[row + 1 :], table + "it announces"),
+            ("image without a row", ["21", *lines[1:row], *lines[row + 1 :]], f"{path} does not match .* no row for {name}"),
+        ]
+    else:
+        kinds += [
+            ("row removed", lines[:row] + lines[row + 1 :], None),
+            ("missing", None, f"{path} is not a CelebA table: No such file"),
+        ]
+    kind, changed, named = kinds[random.integers(len(kinds))]
+    if kind == "bytes that are no text":
+        i = random.integers(path.stat().st_size)
+        path.write_bytes(path.read_bytes()[:i] + b"\xff\xfe" + path.read_bytes()[i:])
+    elif kind == "the other table":
+        shutil.copy(attributes if path == partition else partition, path)
+    elif kind == "missing":
+        path.unlink()
+    else:
+        path.write_text(("\n", "\r\n")[random.integers(2)].join(changed))
+    kind = f"{'attributes' if head else 'partition'}: {kind}"
+    return (kind, use, 2, named) if named else (kind, use, 0, "11 of 21 listed images are present; 1 not listed")
+
+
+def damage_checkpoint(random):
+    path, use = Path("r/checkpoint.pt"), ["--resume=r", "--images=16"]
+    data = path.read_bytes()
+    named = "r/checkpoint.pt (is damaged or not a checkpoint|cannot be read)"
+    kinds = ["bytes", "one byte", "one byte", "entry", "type", "configuration", "network", "nan", "moments"]
+    kind = random.choice(kinds)
+    if kind == "bytes":
+        contents = [data[: random.integers(len(data))], random.bytes(500), b"", b"PK\3\4" + random.bytes(500), data[100:]]
+        path.write_bytes(contents[random.integers(5)])
+        return "checkpoint cut short or of other bytes", use, 2, named
+    if kind == "one byte":
+        with zipfile.ZipFile(path) as archive:
+            records = [record for record in archive.infolist() if record.file_size]
+        record = records[random.integers(len(records))]
+        first = record.header_offset + 30 + sum(struct.unpack("<2H", data[record.header_offset + 26 :][:4]))
+        path.write_bytes(flipped(data, random, first, first + record.file_size))
+        return "checkpoint with one byte changed", use, 2, named
+    state = torch.load(path, weights_only=True)
+    named = "r/checkpoint.pt|the checkpoint in r does not fit|cannot write to r: Object of type Tensor"
+    if kind == "entry":
+        del state[name := random.choice(list(state))]
+        what = f"checkpoint without {name}"
+    elif kind == "type":
+        name = random.choice(sorted(state.keys() - {"config", "format"}))
+        state[name] = [None, "text", torch.ones(2)][random.integers(3)]
+        what = "checkpoint with an entry of another type"
+    elif kind == "configuration":
+        changes = {"dataset": "x", "loss": 3, "lr": "x", "latent_dim": 4.5, "batch_size": 0, "resolution": 12}
+        changes |= {"seed": -1, "scale_rule": "mean", "device": "tpu", "data_dir": None, "colour": 1, "width": 1e6}
+        name = random.choice(list(changes))
+        state["config"][name] = changes[name]
+        named, what = "r/checkpoint.pt is damaged|--|device 'tpu'", f"checkpoint with {name} = {changes[name]}"
+    elif kind == "network":
+        name = random.choice(["latent_dim", "resolution", "mapping_layers", "width"])
+        state["config"][name] = {"resolution": 32, "width": 1.0}.get(name, 7)
+        what = f"checkpoint with another {name}"
+    elif kind == "nan":
+        part = random.choice(["generator", "discriminator"])
+        name = random.choice([name for name in state["model"] if name.startswith(part) and "rgb" in name])
+        state["model"][name].fill_(math.nan)
+        named, what = r"\w+ became nan after 12 images", "checkpoint with weights that are nan"
+    else:
+        moments = state[random.choice(["optimizer_g", "optimizer_d"])]["state"][random.integers(5)]
+        moments["exp_avg"] = moments["exp_avg"].flatten()[:1].reshape(1, 1, 1, 1, 1)
+        what = "checkpoint with moments of another shape"
+    torch.save(state, path)
+    return what, use, 2, named
+
+
+def damage_command(random):
+    fields = {field.name: field for field in dataclasses.fields(dlsgan.Config)}
+    kind = random.integers(6)
+    if kind < 3:
+        name = random.choice([name for name, field in fields.items() if type(field.default) in (int, float)])
+        whole, may_be_zero = type(fields[name].default) is int, name in ("encoder_weight", "r1_gamma", "threads", "seed")
+        values = ["-1", "nan", "inf", "1e99", "abc", "", "1,5", "--", "9" * 12, *["1.5"] * whole, *["0"] * (not may_be_zero)]
+        value = random.choice(values)
+        return "a number that cannot be", [f"--{name.replace('_', '-')}={value}"], 2, name.replace("_", "-")
+    if kind == 3:
+        flag = "--" + "".join(random.choice(list("qxzj"), 6))
+        extra = [[flag], [flag, "3"], ["cartoon"], ["--flip=yes"], ["--lr"], ["--preset=paper"], ["--no-resume"], ["-lr=1"]]
+        return "unknown words", extra[random.integers(len(extra))], 2, "error: (unrecognized|argument|ambiguous)"
+    if kind == 4:
+        rest = random.choice(["--lr=1", "--dataset=mnist", "--flip", "--preset=mnist", "--checkpoint=r", "--loss=lsgan"])
+        together = [["--resume=r", rest], ["--checkpoint=r", "--reconstruct", "x.png", "--lr=1"], ["--checkpoint=r"]]
+        together += [["--reconstruct", "x.png", "--seed=1"], ["--resume=r", "--reconstruct", "x.png"]]
+        return "options that exclude each other", together[random.integers(len(together))], 2, "leave out --|goes with"
+    Path("file").write_text("text")
+    name, value = {
+        0: ("device", random.choice(["cpu:foo", "tpu", "CPU", "", "meta", "auto:1", "cuda:77"])),
+        1: ("dataset", random.choice(["imagenet", "", "Cartoon", "no/where", "file", "\udcff", "x" * 300])),
+        2: ("data-dir", random.choice(["no/where", "file", "file/below", "x" * 300])),
+        3: ("out", random.choice(["file", "file/below", "x" * 300, "r"])),
+        4: (random.choice(["loss", "scale-rule"]), random.choice(["hinge", "", "NSGAN"])),
+        5: ("resume", random.choice(["no/where", "file", "", "m"])),
+    }[random.integers(6)]
+    return f"--{name} that cannot be", [f"--{name}={value}"], 2, "."
+
+
+DAMAGES = {"m": damage_idx, "pictures": damage_folder, "c": damage_celeba, "r": damage_checkpoint, "": damage_command}
+INPUTS = {"m": "IDX file", "pictures": "folder", "c": "CelebA table", "r": "checkpoint", "": "command line"}
+
+
+def valid_inputs():
+    write_idx(Path("m/train-images-idx3-ubyte"), np.random.default_rng(0).integers(0, 256, (12, 28, 28), dtype=np.uint8))
+    shutil.copy("m/train-images-idx3-ubyte", "m/t10k-images-idx3-ubyte")
+    write_celeba(Path("c"), n=12, test=3, newline="\n", size=(16, 20))
+    pictures(n=14)
+    list(dlsgan.train(tiny(out="r", images=8, resolution=8)))
+
+
+def answers_to_damage(seeds, capsys):
+    """Runs a damaged input for each seed. Returns how often each answer was given, {(kind of input, answer): n}."""
+    valid_inputs()
+    answers, base = Counter(), Path.cwd()
+    for seed in seeds:
+        random = np.random.default_rng(seed)
+        (case := base / "case").mkdir()
+        os.chdir(case)
+        family = list(DAMAGES)[seed % len(DAMAGES)]
+        for folder in {family, "r"} - {""}:
+            shutil.copytree(base / folder, folder)
+        what, arguments, expected, named = DAMAGES[family](random)
+        given = {argument.split("=")[0] for argument in arguments}
+        reading = given & {"--resume", "--checkpoint", "--reconstruct"}
+        rest = [] if reading else [f for f in flags(resolution=8, images=4, out="o") if f.split("=")[0] not in given]
+        capsys.readouterr()
+        try:
+            with limit(60):
+                code = dlsgan.main([*arguments, *rest])
+        except SystemExit as end:  # of argparse
+            code = end.code
+        except BaseException as error:
+            pytest.fail(f"seed {seed}, {what}, {arguments}: {error!r}")
+        printed = capsys.readouterr()
+        last = printed.err.replace("\r", "\n").strip().splitlines()[-1] if code else printed.out.replace("\n", " ")
+        assert code == expected and re.search(named, last), f"seed {seed}, {what}, {arguments}: {code}, {last}"
+        assert "Traceback" not in printed.err and (not code or len(last) < 500)
+        words = re.sub(r"'.*?'|--[\w-]+|\S*[\d/]\S*", "*", last.split(": ", 1)[1])[:90] if code else ""
+        answer = words or "trains, naming what it skips"
+        answers[INPUTS[family], answer] += 1
+        os.chdir(base)
+        shutil.rmtree(case)
+    return answers
+
+
+def test_sixty_damaged_inputs(capsys):
+    assert sum(answers_to_damage(range(60), capsys).values()) == 60
+
+
+@pytest.mark.slow
+def test_a_thousand_damaged_inputs(capsys):
+    answers = answers_to_damage(range(1000), capsys)
+    with capsys.disabled():
+        print()
+        for (family, answer), n in sorted(answers.items()):
+            print(f"{n:5} {family}: {answer}")
+    assert sum(answers.values()) == 1000
