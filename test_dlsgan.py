@@ -1135,7 +1135,7 @@ def test_the_readme_commands_and_example():
     blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.S)
     shell = [line for kind, block in blocks if kind == "sh" for line in block.splitlines()]
     flag_names = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(dlsgan.Config)}
-    flag_names |= {"--no-latent-scale", "--preset", "--resume", "--reconstruct", "--checkpoint"}
+    flag_names |= {"--no-latent-scale", "--preset", "--resume", "--reconstruct", "--checkpoint", "--nproc-per-node"}
     for line in shell:
         if "dlsgan.py" in line:
             assert {word for word in shlex.split(line, comments=True) if word.startswith("--")} <= flag_names, line
