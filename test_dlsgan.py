@@ -2814,9 +2814,6 @@ def answers_to_damage(seeds, capsys):
         last = printed.err.replace("\r", "\n").strip().splitlines()[-1] if code else printed.out.replace("\n", " ")
         assert code == expected and re.search(named, last), f"seed {seed}, {what}, {arguments}: {code}, {last}"
         assert "Traceback" not in printed.err and (not code or len(last) < 500)
-        words = re.sub(r"'.*?'|--[\w-]+|\S*[\d/]\S*", "*", last.split(": ", 1)[1])[:90] if code else ""
-        answer = words or "trains, naming what it skips"
-        answers[INPUTS[family], answer] += 1
         answer = last.split(": ", 1)[1] if code else "it trains, naming what it skips"
         answers[INPUTS[family], re.sub(r"'.*?'|--[\w-]+|\S*[\d/]\S*", "*", answer)[:90]] += 1
         os.chdir(base)
