@@ -371,6 +371,7 @@ def explain(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {reason[:200]}") from None
 
 def require(condition: object, message: str) -> None:
+    """Raises a UserError unless the condition holds."""
     if not condition:
         raise UserError(message)
 
@@ -839,9 +840,8 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
     started, step_saved, step_timed, written = logged - seconds, step if resume else -1, step, 0
     def save() -> None:
         state = {name: x.state_dict() for name, x in stateful.items()} | {"format": FORMAT, "config": dataclasses.asdict(c)}
-        state |= {"step": step, "logged": step_logged, "totals": totals, "rng": rng.get_state()}
-        state |= {"seconds": time.perf_counter() - started, "history": json.dumps(history)}
-        save_checkpoint(out / "checkpoint.pt", state)
+        state |= {"step": step, "logged": step_logged, "totals": totals, "history": json.dumps(history)}
+        save_checkpoint(out / "checkpoint.pt", state | {"rng": rng.get_state(), "seconds": time.perf_counter() - started})
     while step < steps and not average_over_processes(torch.tensor(float(stop is not None and stop.is_set()))):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = lr = c.lr * c.lr_final ** (step / steps)
