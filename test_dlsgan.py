@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import gzip
 import importlib.util
+import inspect
 import itertools
 import json
 import math
@@ -50,6 +51,7 @@ from toy_experiments import (
     compare,
     eigengan,
     eigengan_linear,
+    exercises,
     export,
     failure_gallery,
     interfacegan,
@@ -2833,3 +2835,457 @@ def test_a_thousand_damaged_inputs(capsys):
         for (family, answer), n in sorted(answers.items()):
             print(f"{n:5} {family}: {answer}")
     assert sum(answers.values()) == 1000
+
+
+# ---- Tutorial: each tagged sentence of tutorial.ipynb -----------------------------------------------------------------
+
+TUTORIAL = ROOT / "tutorial.ipynb"
+
+
+def tutorial_cells(kind):
+    return [cell for cell in json.loads(TUTORIAL.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def tutorial_text():
+    """Markdown cells and Markdown that cells have printed, every run of white space as one space, "¶" between them."""
+    outputs = [output.get("data", {}) for cell in tutorial_cells("code") for output in cell["outputs"]]
+    parts = [cell["source"] for cell in tutorial_cells("markdown")] + [data.get("text/markdown", []) for data in outputs]
+    return " ".join(" ¶ ".join("".join(part) for part in parts).split())
+
+
+def says(tag, *expected):
+    """The numbers of the sentence that ends in a tag are these, as formatted."""
+    before = tutorial_text().split(f"[{tag}]")[0]
+    sentence = re.split(r"(?:[.!?:]\*?|¶)\s+(?=[A-Z`])", before)[-1]
+    assert re.findall(r"(?<![\w.,])[+-]?\d[\d,]*(?:\.\d+)?", sentence) == list(expected), sentence
+
+
+@pytest.fixture(scope="module")
+def ring():
+    """The three systems of the tutorial's ring: models and measures."""
+    torch.set_num_threads(1)
+    found, lost = (two_dimensional.train("ring", seed=0, scale=scale) for scale in (True, False))
+    late = two_dimensional.encoder_afterwards(lost, seed=0)
+    pairs = {"found": (found, found.discriminator), "lost": (lost, lost.discriminator), "late": (lost, late)}
+    return {name: {"model": m, "encoder": e} | two_dimensional.measure(m, e, "ring") for name, (m, e) in pairs.items()}
+
+
+def test_c01_the_plain_encoder_does_not_converge(ring):
+    """without scale, the encoder that is trained along with the ring's generator ends with an error above 0.55 [C01]"""
+    assert 0.55 < ring["lost"]["l_enc"] < 1
+
+
+def test_c02_nor_does_one_that_is_trained_later(ring):
+    """a fresh encoder, trained on the finished generator for as long again, ends above 0.55, too [C02]"""
+    assert 0.55 < ring["late"]["l_enc"] < 1
+
+
+def test_c03_two_of_eight():
+    """if $x$ shows two of eight independent standard normal numbers exactly and nothing of the other six, the best guess of
+    those six is 0, and the mean squared error over all eight is 6/8 [C03]"""
+    z = torch.randn(100_000, 8, dtype=torch.float64)
+    a, b = z[:, 0], z[:, 1]
+    features = torch.stack((torch.ones_like(a), a, b, a * a, a * b, b * b, a**3, b**3), 1)  # of x = (a, b)
+    z_hat = features @ torch.linalg.lstsq(features, z).solution
+    assert z_hat[:, 2:].abs().mean() < 0.02
+    assert dlsgan.encoder_loss(z, z_hat, torch.ones(8)).item() == pytest.approx(6 / 8, abs=0.01)
+
+
+def conditional_means(seed):
+    """z, and the best guess of it from x = round(2 |z| + noise): means of z^2-like bins, fitted on other samples."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(2, 200_000))
+    x = np.clip(np.round(2 * z + rng.normal(size=z.shape)), -8, 8).astype(int) + 8
+    means = np.bincount(x[0], z[0], 17) / np.maximum(np.bincount(x[0], minlength=17), 1)
+    return z[1], means[x[1]]
+
+
+def test_c04_total_variance():
+    """For the best encoder, $v_i$ and the mean squared error of dimension $i$ add up to 1 [C04]."""
+    z, z_hat = conditional_means(0)
+    v, error = (z_hat**2).mean(), ((z - z_hat) ** 2).mean()
+    assert 0.5 < v < 0.9 and v + error == pytest.approx(1, abs=0.01)
+
+
+def test_c05_calibration(ring):
+    """the covariance of guess and truth, $\\mathbb E[z_i \\hat z_i]$, equals the variance of the guess, $v_i$ [C05]"""
+    z, z_hat = conditional_means(1)
+    assert (z * z_hat).mean() == pytest.approx((z_hat**2).mean(), abs=0.01)
+    model, encoder = ring["late"]["model"], ring["late"]["encoder"]  # nearly so for a trained encoder
+    z = dlsgan.prior(20_000, model.latent_scale, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        z_hat = encoder(model.decode(z))[1]
+    assert ((z * z_hat).mean(0) - z_hat.square().mean(0)).abs().max() < 0.08
+
+
+@pytest.mark.parametrize("k", (1, 2, 5))
+def test_c06_linear_maps_obey_the_guide_line(k):
+    """If everything that $G$ does is linear and passes through $k$ numbers, then $\\sum_i v_i \\le k$ [C06]."""
+    random = np.random.default_rng(k)
+    for sigma in (1e-3, 0.1, 1.0):
+        total = linear_gaussian.variances(random.normal(size=(k, 8)), random.uniform(0.1, 3, 8), sigma).sum()
+        assert 0 < total <= k + 1e-9
+    assert total < k - 0.05 < linear_gaussian.variances(np.eye(8)[:k], np.ones(8), 1e-3).sum()
+
+
+def test_c07_an_angle_beats_the_guide_line():
+    """one number, yet both coordinates are partly known from it, and $v_1 + v_2 = \\pi/2 \\approx 1.57$, more than 1
+    [C07]"""
+    z = np.random.default_rng(0).normal(size=(400_000, 2))
+    bins = ((np.arctan2(z[:, 1], z[:, 0]) / np.pi + 1) * 100).astype(int)  # x, the angle
+    z_hat = np.stack([np.bincount(bins, column) / np.bincount(bins) for column in z.T], 1)[bins]
+    assert (z_hat**2).mean(0).sum() == pytest.approx(math.pi / 2, abs=0.01)
+
+
+def test_c08_power_is_moved_not_added():
+    """Whatever $v$ is, the mean of $s_i^2$ is 1: power is moved, not added [C08]."""
+    for v in (torch.rand(8), torch.rand(8) ** 9, torch.eye(8)[2]):
+        scale = dlsgan.LatentScale(8)
+        scale.v.copy_(v)
+        assert scale.scale().square().mean().item() == pytest.approx(1)
+
+
+def test_c09_loss_of_scaled_vectors():
+    """which is the mean squared error between the scaled vectors $z \\odot s$ and $\\hat z \\odot s$ [C09]"""
+    z, z_hat, s = torch.randn(5, 3), torch.randn(5, 3), 2 * torch.rand(3)
+    assert dlsgan.encoder_loss(z, z_hat, s).item() == pytest.approx(F.mse_loss(z * s, z_hat * s).item(), rel=1e-6)
+
+
+def test_c10_no_gradient_through_s():
+    """And $s$ is a statistic, no weight: no gradient flows through it [C10]."""
+    scale, z_hat = dlsgan.LatentScale(3), torch.randn(5, 3, requires_grad=True)
+    scale.v = torch.rand(3, requires_grad=True)
+    assert not scale.scale().requires_grad
+    scale = dlsgan.LatentScale(3)
+    scale.update(z_hat)
+    assert not scale.v.requires_grad and scale.v.ne(1).all()
+
+
+def calibrated(v, n=200_000):
+    """z and a calibrated guess of it: E[z_hat^2] = E[z z_hat] = v."""
+    z, noise = torch.randn(2, n, len(v), dtype=torch.float64)
+    return z, v * z + (v * (1 - v)).sqrt() * noise
+
+
+def test_c11_what_a_calibrated_encoder_scores():
+    """If the encoder is calibrated, the plain error is $1 - \\frac1d\\sum_i v_i$ and $L_{enc}$ is
+    $1 - \\sum_i v_i^2 / \\sum_i v_i$ [C11]."""
+    scale, v = dlsgan.LatentScale(5).double(), torch.tensor([0.9, 0.7, 0.3, 0.1, 0.05], dtype=torch.float64)
+    scale.v.copy_(v)
+    z, z_hat = calibrated(v)
+    assert dlsgan.encoder_loss(z, z_hat, torch.ones(5)).item() == pytest.approx((1 - v.mean()).item(), abs=0.005)
+    expected = (1 - v.square().sum() / v.sum()).item()
+    assert dlsgan.encoder_loss(z, z_hat, scale.scale()).item() == pytest.approx(expected, abs=0.005)
+
+
+def test_c12_nothing_is_asked_of_faded_dimensions():
+    """With two dimensions fully known and six unknown the plain error stays at 0.75 while $L_{enc}$ is 0 [C12]."""
+    scale, v = dlsgan.LatentScale(8).double(), torch.tensor([1.0] * 2 + [0.0] * 6, dtype=torch.float64)
+    scale.v.copy_(v)
+    z, z_hat = calibrated(v)
+    assert dlsgan.encoder_loss(z, z_hat, torch.ones(8)).item() == pytest.approx(0.75, abs=0.005)
+    assert dlsgan.encoder_loss(z, z_hat, scale.scale()) == 0
+
+
+def test_c13_entropy_is_largest_without_scale():
+    """The differential entropy of $z \\odot s$ is $\\sum_i \\log(s_i\\sqrt{2\\pi e})$ nats; among all scales with the same
+    power it is largest, $1.4189\\,d$, when all $s_i$ are 1 [C13]."""
+    scale = dlsgan.LatentScale(6)
+    largest = scale.measures()["entropy"].item()
+    assert largest == pytest.approx(1.4189 * 6, abs=1e-3)
+    for _ in range(5):
+        scale.v.copy_(torch.rand(6))
+        gaussian = torch.distributions.MultivariateNormal(torch.zeros(6), torch.diag(scale.scale().square()))
+        assert scale.measures()["entropy"].item() == pytest.approx(gaussian.entropy().item(), rel=1e-5)
+        assert scale.measures()["entropy"] < largest - 0.1
+
+
+def test_c14_the_scale_finds_the_ring(ring):
+    """With the scale, the ring's generator keeps two live dimensions ($v > 1/2$) of its eight, and $L_{enc}$ ends below
+    0.12 [C14]."""
+    assert ring["found"]["live"] == 2 and 0 < ring["found"]["l_enc"] < 0.12
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_c15_information_never_falls(seed):
+    """the information $I(Z;X)$ never falls from one update to the next, whatever $A$ is [C15]"""
+    random = np.random.default_rng(seed)
+    _, trace = linear_gaussian.dls_iterations(random.normal(size=(4, 7)), random.uniform(0.05, 1), 200)
+    assert np.diff(trace).min() > -1e-10 and trace[-1] > trace[0] + 0.01
+
+
+def test_c16_water_filling():
+    """The update of the scale converges to exactly that, $s_i^2 = \\max(0,\\ c - \\sigma^2/a_i^2)$ with the water level
+    $c = d/\\sum_i v_i$ [C16]."""
+    gains, sigma = np.array([2.0, 1.5, 1.1, 0.8, 0.55, 0.3, 0.2, 0.1]), 0.5
+    power, _ = linear_gaussian.dls_iterations(np.diag(gains), sigma, 3000)
+    level = 8 / linear_gaussian.variances(np.diag(gains), power, sigma).sum()
+    np.testing.assert_allclose(power, np.maximum(0, level - sigma**2 / gains**2), atol=1e-9)
+    assert power.sum() == pytest.approx(8) and (power == 0).sum() + (power < 1e-9).sum() > 0
+
+
+def test_c17_the_sum_of_v_counts_what_passes():
+    """When the noise becomes small, each direction that $A$ lets through is known for certain, and $\\sum_i v_i$ tends to
+    the rank of $A$ [C17]."""
+    random = np.random.default_rng(0)
+    for rank in (1, 3, 5):
+        a = random.normal(size=(6, rank)) @ random.normal(size=(rank, 8))
+        assert np.linalg.matrix_rank(a) == rank
+        assert linear_gaussian.variances(a, random.uniform(0.5, 2, 8), 1e-4).sum() == pytest.approx(rank, abs=1e-4)
+
+
+def test_c18_a_generator_that_moves_removes_the_loss():
+    """For this *fixed* $A$ the best scale keeps all five alive, and $L_{enc}$ stays above 0.5; if $A$ may learn as well, two
+    dimensions remain and $L_{enc}$ falls below 0.05 [C18]."""
+    angle = np.pi * np.arange(5) / 5 + 0.03 * np.random.default_rng(0).normal(size=5)
+    fixed, moved = linear_gaussian.moving_generator(np.stack((np.cos(angle), np.sin(angle))), 0.1, 1500).values()
+    assert fixed["effective_dimensions"] > 4.5 and fixed["l_enc"] > 0.5
+    assert moved["effective_dimensions"] < 2.1 and moved["l_enc"] < 0.05
+
+
+def test_c19_the_original_loss_saturates():
+    """when the discriminator is sure that an image is fake, at $a_g = -4$, the non-saturating loss has a slope of $-0.98$
+    and the original one of only $-0.018$ [C19]"""
+    for name, slope in (("nsgan", -0.98), ("original", -0.018)):
+        a = torch.tensor(-4.0, requires_grad=True)
+        dlsgan.LOSSES[name][2](a).backward()
+        assert float(f"{a.grad.item():.2g}") == slope
+
+
+def test_c20_r1_of_a_linear_discriminator():
+    """for a linear discriminator $a = c^\\top x$ it is $\\lVert c\\rVert^2$ [C20]"""
+    x, c = torch.randn(4, 3, 2, 2, requires_grad=True), torch.randn(12)
+    assert dlsgan.r1_penalty(x.flatten(1) @ c, x).item() == pytest.approx(c.square().sum().item(), rel=1e-5)
+
+
+def test_c21_each_line_of_algorithm_1_has_its_place():
+    """All eight lines of Algorithm 1 stand in `train_step` under their numbers [C21]."""
+    comments = re.findall(r"#.*?\blines? ([\d, ]*\d)", inspect.getsource(dlsgan.train_step))
+    assert {int(number) for text in comments for number in text.split(",")} == set(range(1, 9))
+
+
+def test_c22_each_network_follows_its_own_loss():
+    """The generator moves along the gradient of $L_G$ alone and the discriminator along that of $L_D$ alone, both taken
+    before either has moved [C22]."""
+    model, real = toy(), torch.randn(6, 2, dtype=torch.float64)
+    s, z = model.latent_scale.scale(), dlsgan.prior(6, model.latent_scale, torch.Generator().manual_seed(5)).double()
+    logits, z_hat = model.discriminator(model.generator(z * s))
+    l_enc, sigmoid = 3 * ((z - z_hat) ** 2 * s**2).mean(), torch.sigmoid(logits)
+    loss_d = l_enc - torch.sigmoid(model.discriminator(real)[0]).log().mean() - (1 - sigmoid).log().mean()
+    networks, losses = (model.generator, model.discriminator), (l_enc - sigmoid.log().mean(), loss_d)
+    weights = [list(network.parameters()) for network in networks]
+    slopes = [torch.autograd.grad(loss, w, retain_graph=True) for loss, w in zip(losses, weights, strict=True)]
+    before = [[p.detach().clone() for p in w] for w in weights]
+    optimizers = [torch.optim.SGD(w, 1.0) for w in weights]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dlsgan, "prior", lambda *arguments: z)
+        dlsgan.train_step(model, optimizers, real, torch.Generator(), encoder_weight=3.0)
+    for w, old, slope in zip(weights, before, slopes, strict=True):
+        for p, q, g in zip(w, old, slope, strict=True):
+            torch.testing.assert_close(p.detach(), q - g)
+
+
+def test_c23_a_small_factor_and_a_large_one():
+    """from $u = -2$ to $2$, the smile changes less than 2% of the pixels of this face by more than a tenth of the range, the
+    background tone more than half of them [C23]"""
+    changed = {}
+    for name in ("smile", "background tone"):
+        values = torch.zeros(2, 8)
+        values[:, dlsgan.CARTOON_FACTORS.index(name)] = torch.tensor([-2.0, 2.0])
+        one, other = dlsgan.cartoon_faces(2, 32, values=values)[0]
+        changed[name] = ((one - other).abs().amax(0) > 0.2).float().mean()
+    assert 0 < changed["smile"] < 0.02 and changed["background tone"] > 0.5
+
+
+def test_c24_a_perfect_score_for_nothing():
+    """A generator that hides $z$ in a thousandth of the range of grey around one and the same picture, with an encoder that
+    reads it there, has $L_{enc}$ below 0.001 and a spread below 0.01 [C24]."""
+    class Hiding(nn.Module):
+        def forward(self, z):
+            return (z / 500).view(-1, 3, 4, 4).clamp(-1, 1)  # the range of grey is 2
+
+    class Reading(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, 0], 500 * x.flatten(1)
+
+    result = dlsgan.evaluate(dlsgan.DLSGAN(Hiding(), Reading(), dlsgan.LatentScale(48)), dlsgan.cartoon_faces(64, 4)[0])
+    assert result["l_enc"] < 0.001 and result["spread"] < 0.01 and result["active"] == 48
+
+
+def test_c25_a_flip_is_as_likely():
+    """Multiplying a latent by $-1$ leaves it exactly as likely as before, since the normal density is even: $p(z) = p(-z)$
+    in each coordinate [C25]."""
+    z = dlsgan.prior(20_000, dlsgan.LatentScale(2), torch.Generator().manual_seed(0))
+    assert scipy.stats.kstest(z[:, 0].numpy(), "norm").pvalue > 1e-3  # it is normal
+    assert scipy.stats.ks_2samp(z[:, 1].numpy(), -z[:, 1].numpy()).pvalue > 1e-3
+    normal = torch.distributions.Normal(0.0, 1.0)
+    assert torch.equal(normal.log_prob(z), normal.log_prob(z * torch.tensor([-1.0, 1.0])))
+
+
+def test_c26_demodulation_ignores_the_length_of_the_style():
+    """Its output therefore hardly depends on how long the style is, only on its direction: doubling the style changes
+    nothing [C26]."""
+    for up in (False, True):
+        layer, x, style = dlsgan.ModulatedConv2d(6, 5, 4, up), torch.randn(2, 6, 8, 8), torch.randn(2, 6)
+        outputs = []
+        for factor in (1, 2):
+            layer.style.forward = lambda w, style=factor * style: style
+            outputs.append(layer(x, torch.zeros(2, 4)))
+        torch.testing.assert_close(*outputs)
+
+
+def small_model():
+    return dlsgan.build(dlsgan.Config(resolution=16, width=0.03, latent_dim=6))
+
+
+def test_c27_no_noise():
+    """The same latent vector always makes the same image, to the bit [C27]."""
+    model, z = small_model(), torch.randn(3, 6)
+    assert torch.equal(model.decode(z), model.decode(z)) and model.decode(z).std(0).mean() > 0.01
+
+
+def test_c28_length_is_information():
+    """Two latent vectors of the same direction and different length make different images, and with StyleGAN2's
+    normalisation they would make the same [C28]."""
+    model, z = small_model(), torch.randn(3, 6)
+    difference = (model.decode(z) - model.decode(2 * z)).abs().mean()
+    assert difference > 0.05
+    forward = model.generator.mapping.forward
+    model.generator.mapping.forward = lambda x: forward(x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt())
+    assert (model.decode(z) - model.decode(2 * z)).abs().mean() < 1e-4 * difference
+
+
+def test_c29_a_code_of_its_own():
+    """An image encodes to the same $\\hat z$ whatever else is in its batch [C29]."""
+    model, x = small_model().double(), torch.rand(4, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(model.encode(x)[:1], model.encode(x[:1]))
+    assert (model.encode(x)[0] - model.encode(x)[1]).abs().max() > 1e-6
+
+
+def test_c30_number_of_weights():
+    """The paper's setting has more than 35 million weights in all, the model of this page's first picture less than one
+    million [C30]."""
+    with torch.device("meta"):
+        models = [dlsgan.build(dlsgan.Config(**dlsgan.PRESETS[name])) for name in ("celeba", "celeba64")]
+    large, small = (sum(p.numel() for p in model.parameters()) for model in models)
+    assert 35e6 < large < 40e6 and small < 1e6
+
+
+def test_r01_the_pretrained_model():
+    e = results.load("celeba64")["exported"]
+    sizes = f"{e['images']:,}", f"{e['psnr_generated']:.1f}", f"{e['psnr_test']:.1f}"
+    says("R01", *sizes, f"{e['gain_generated']:+.1f}", f"{e['gain_test']:+.1f}")
+
+
+def test_r02_planar_data():
+    kept = json.loads((ROOT / "toy_experiments/results/two_dimensional.json").read_text())
+    losses = [[run[key]["l_enc"] for runs in kept.values() for run in runs] for key in ("with scale", "without scale")]
+    assert len(kept) == 5 and all(len(runs) == 3 for runs in kept.values())
+    says("R02", *(f"{bound(values):.2f}" for values in losses for bound in (min, max)))
+
+
+def cartoon_pair():
+    pair = [results.load(name)["measures"] for name in ("cartoon", "cartoon-no-scale")]
+    assert [m["images"] for m in pair] == [32_000, 32_000]
+    return pair
+
+
+def test_r03_cartoon_with_and_without_scale():
+    scaled, plain = cartoon_pair()
+    assert scaled["l_enc"] < plain["l_enc"] and scaled["active"] > plain["active"]
+    says("R03", f"{scaled['l_enc']:.2f}", str(scaled["active"]), "32", f"{plain['l_enc']:.2f}", str(plain["active"]))
+
+
+def test_r04_cartoon_reconstructions():
+    scaled, plain = cartoon_pair()
+    assert abs(scaled["gain_test"] - plain["gain_test"]) < 0.15 < scaled["gain_generated"] - plain["gain_generated"]
+    says("R04", *(f"{m[f'gain_{name}']:+.1f}" for name in ("generated", "test") for m in (scaled, plain)))
+
+
+def test_r05_what_the_paper_setting_costs():
+    full = results.load("celeba-full")
+    images, minutes, budget = full["measures"]["images"], full["minutes"], dlsgan.PRESETS["celeba"]["images"]
+    machine = re.findall(r"(?<!\w)\d+", full["machine"])
+    says("R05", *machine, f"{images:,}", f"{minutes:.0f}", f"{budget:,}", f"{budget * minutes / images / 1440:,.0f}")
+
+
+def test_r06_the_spectrum_of_the_author():
+    v = json.loads((ROOT / "toy_experiments/results/author_celeba128_v.json").read_text())["v"]
+    active, others = [x for x in v if x > 0.5], [x for x in v if x <= 0.5]
+    says("R06", str(len(active)), str(len(v)), f"{min(active):.2f}", f"{max(others):.2f}")
+
+
+def test_r07_celeba64():
+    kept = results.load("celeba64")
+    e, cost = kept["exported"], (f"{kept['measures']['images']:,}", f"{kept['minutes']:.0f}")
+    shown = f"{e['images']:,}", str(e["active"]), str(kept["latent_dim"]), f"{e['l_enc']:.2f}", f"{e['spread']:.2f}"
+    says("R07", *cost, *shown)
+
+
+def test_r08_what_the_encoder_knows_of_a_cartoon_face():
+    kept = json.loads((ROOT / "toy_experiments/results/cartoon_factors.json").read_text())["8-0"]
+    r2 = dict(zip(dlsgan.CARTOON_FACTORS, kept["r2_live_boosted_trees"], strict=True))
+    says("R08", f"{kept['images']:,}", str(kept["live"]), "2", f"{r2['x']:.2f}", f"{r2['smile']:.2f}")
+
+
+def test_every_tag_of_the_tutorial_has_a_test_that_quotes_it():
+    text = tutorial_text()
+    tags, tests = re.findall(r"\[([CR]\d\d)\]", text), {}
+    for name, function in globals().items():
+        if match := re.match(r"test_([cr]\d\d)_", name):
+            assert match[1].upper() not in tests, name
+            tests[match[1].upper()] = function
+    assert sorted(tags) == sorted(tests)  # each once
+    assert sum(tag[0] == "C" for tag in tags) >= 20
+    for tag, function in tests.items():
+        if tag[0] == "C":
+            quoted = " ".join(function.__doc__.split())
+            assert f"[{tag}]" in quoted and len(quoted) > 40 and quoted in text, tag
+
+
+def test_the_tutorial_was_executed_in_order_and_holds_its_outputs():
+    cells = tutorial_cells("code")
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    assert [i for i, cell in enumerate(cells) if not cell["outputs"]] == [0]  # all but the imports show something
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 12
+    assert TUTORIAL.stat().st_size < 6e6
+    assert not re.search(r"/tmp/|/work/|/root/|/home/", TUTORIAL.read_text())
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_from_scratch(tmp_path):
+    options = ["--to", "notebook", "--execute", str(TUTORIAL), "--output-dir", "."]
+    command = [sys.executable, "-m", "jupyter", "nbconvert", *options]
+    assert subprocess.run(command, cwd=tmp_path, timeout=1800).returncode == 0
+    assert (tmp_path / "tutorial.ipynb").exists()
+    assert any(line.startswith(".venv/bin/jupyter nbconvert") for line in (ROOT / ".ci" / "run").read_text().splitlines())
+
+
+@pytest.mark.parametrize("name", exercises.EXERCISES)
+def test_exercises_accept_their_solution_and_no_other(name, capsys):
+    solution = exercises.SOLUTIONS[name]
+    assert exercises.check(name, solution) and capsys.readouterr().out == f"{name}: right\n"
+    if isinstance(solution, set):
+        wrong = {*list(solution)[:2], "demodulation"}
+    elif isinstance(solution, tuple):
+        wrong = (lambda z: z, lambda x: x)  # inverts perfectly, but the images differ
+    elif name == "flip":
+        def wrong(z, p, rng):
+            return torch.where(torch.rand(z.shape, generator=rng) < p, -z, z)  # other elements for each image
+    elif callable(solution):
+        def wrong(*arguments):
+            return 1.1 * solution(*arguments)
+    else:
+        wrong = (1.1 * torch.tensor(solution)).tolist()
+    for answer in (wrong, None, "?"):
+        assert not exercises.check(name, answer)
+    assert exercises.EXERCISES[name].hint in capsys.readouterr().out
+    assert not exercises.check(name)  # not answered yet
+    assert exercises.EXERCISES[name].task in " ".join(capsys.readouterr().out.split())
+
+
+def test_exercises_and_solutions_match():
+    assert exercises.EXERCISES.keys() == exercises.SOLUTIONS.keys() and 8 <= len(exercises.EXERCISES) <= 14
+    assert not exercises.check("scale", lambda v: (len(v) * v / v.sum()).sqrt())  # right numbers, but with a gradient
