@@ -13,12 +13,12 @@ presets  images/s of each preset with all shortcuts off and on, interleaved
 startup  seconds from the command to the end of the first step
 
 A machine that does anything else meanwhile, above all with two threads, gives other numbers; `levers` and `presets` suffer
-least. The plain forms are in naive.py. Tried at batch 8, two threads, and left out of dlsgan.py (time with / without it):
-  filters as an autograd function with the adjoint as gradient: R1 steps 0.78, plain steps 1.11, in all 1.07
-  that and a leaky ReLU that passes no zeros to the forward graph: R1 steps 0.78, plain steps 1.13, in all 1.09
-  demodulation carried on into the next layer's style: 0.98, for two more values through every block
-  weights of the up-sampling layers stored transposed, as conv_transpose2d wants them: 1.03
-  weights not in channels_last: 1.04
+least. The plain forms are in naive.py. Tried and left out of dlsgan.py (time of an average step with / without it; five to
+seven interleaved steps on a machine that was not idle, where repeats differed by 10%, so none of these is a finding):
+  filters as an autograd function with the adjoint as gradient: 1.07 and 1.10 on two threads, 0.98 on one; R1 steps alone 0.78
+  that and a leaky ReLU that passes no zeros to the forward graph: 1.09 and 0.99 on two threads, 1.02 on one
+  demodulation carried on into the next layer's style: 0.98 and 0.97, for two more values through every block
+  weights of the up-sampling layers stored transposed: 1.03 (one thread, batch 4); weights not in channels_last: 1.04
 """
 
 import argparse
