@@ -15,7 +15,7 @@ startup  seconds from the command to the end of the first step
 A machine that does anything else meanwhile, above all with two threads, gives other numbers; `levers` and `presets` suffer
 least. The plain forms are in naive.py. Tried and left out of dlsgan.py (time of an average step with / without it; five to
 seven interleaved steps on a machine that was not idle, where repeats differed by 10%, so none of these is a finding):
-  filters as an autograd function with the adjoint as gradient: 1.07 and 1.10 on two threads, 0.98 on one; R1 steps alone 0.78
+  filters as an autograd function with the adjoint as gradient: 1.07 and 1.10 on two threads, 0.98 on one; R1 alone 0.78
   that and a leaky ReLU that passes no zeros to the forward graph: 1.09 and 0.99 on two threads, 1.02 on one
   demodulation carried on into the next layer's style: 0.98 and 0.97, for two more values through every block
   weights of the up-sampling layers stored transposed: 1.03 (one thread, batch 4); weights not in channels_last: 1.04
