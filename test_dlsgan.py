@@ -796,6 +796,33 @@ def test_speed_tables(capsys):
     assert all(math.isfinite(x) and x > 0 for row in measured.values() for x in row.values())
 
 
+def test_the_share_of_the_optimisers_is_that_of_whole_updates(monkeypatch):
+    """Adam leaves out weights without gradient, in no time at all."""
+    stepped, step = [], torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, closure=None: stepped.append(
+        all(p.grad is not None for group in self.param_groups for p in group["params"])) or step(self))
+    found = speed.shares(tiny(), repeats=2)
+    assert all(stepped) and found.keys() == {"data", "averaged weights", "optimisers", "R1", "evaluations, run"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_memory_does_not_grow_with_the_data_set():
+    """2,000 images of 64x64 pixels are 23 MiB; they stay in the file that is mapped into memory."""
+    for name, n in (("few", 100), ("many", 2000)):
+        folder = Path(name, "img_align_celeba")
+        folder.mkdir(parents=True)
+        for i in range(2):
+            image = Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8))
+            image.save(Path(name, f"{i}.png"))
+        for i in range(n):
+            (folder / f"{i:06d}.png").symlink_to(Path(name, f"{i % 2}.png").absolute())
+        rows = [f"{i:06d}.png {2 * (i < 20)}" for i in range(n)]
+        Path(name, "list_eval_partition.txt").write_text("\n".join(rows) + "\n")
+    settings = TINY | {"dataset": "celeba", "resolution": 64}
+    few, many = (speed.startup(settings | {"data_dir": name})["GiB"] * 1024 for name in ("few", "many"))
+    assert 50 < few and many < few + 10  # MiB
+
+
 def test_adam_sees_gradients_laid_out_like_their_weights(monkeypatch):
     """The fused Adam of PyTorch 2.13 on a CPU silently mixes up the entries of a weight whose gradient has other strides."""
     model = dlsgan.build(dlsgan.Config(**TINY)).to(memory_format=torch.channels_last)

@@ -2,8 +2,8 @@
 
 Claim (paper, section 4.2). With the scale L_enc falls and reconstructions improve, at the same quality of samples.
 
-    python -m toy_experiments.mnist run scale-0         one run, 84,000 images: about 16 minutes; goes on where it stopped
-    python -m toy_experiments.mnist run                 the 14 runs, those that are finished left out
+    python -m toy_experiments.mnist run scale-0         one run, 84,000 images: about 15 minutes; goes on where it stopped
+    python -m toy_experiments.mnist run                 the 14 runs (ablations: 42,000 images), finished ones left out
     python -m toy_experiments.mnist figures             draws results/mnist_curves.png, mnist_digits.png, mnist_ablations.png
     python -m toy_experiments.mnist table
 
@@ -61,12 +61,11 @@ def distance(model: dlsgan.DLSGAN, test: Tensor) -> float:
 
 
 def configure(name: str, images: int, data_dir: str) -> dlsgan.Config:
+    """images: budget of the run; 0 means 84,000, or 42,000 for an ablation."""
     if name not in RUNS:
         raise dlsgan.UserError(f"unknown run {name!r}: choose {', '.join(RUNS)}")
-    given = {"images": images, "data_dir": data_dir, "out": str(CHECKPOINTS / name)}
-    config = dlsgan.Config(**dlsgan.PRESETS["mnist"] | RUNS[name] | given)
-    config.check()
-    return config
+    given = {"images": images or (84_000 if name in MAIN else 42_000), "data_dir": data_dir, "out": str(CHECKPOINTS / name)}
+    return dlsgan.Config(**dlsgan.PRESETS["mnist"] | RUNS[name] | given).check()
 
 
 def encoder_afterwards(config: dlsgan.Config) -> list[dict]:
@@ -118,8 +117,9 @@ def run(name: str, images: int, data_dir: str) -> dict:
     model, n = dlsgan.load(config.out), min(500, len(test) // 2)
     measures = dlsgan.evaluate(model, test[:n], 50) | {"swd": distance(model, test[:n])}
     measures["swd_of_other_test_images"] = round(swd(test[n : 2 * n], test[:n])["mean"], 3)  # the best one can expect
-    result = {"command": f"python -m toy_experiments.mnist run {name} --images {images}", "images": images, "test_images": n}
-    result |= {"seed": config.seed, "machine": processor(), "threads": torch.get_num_threads(), "minutes": minutes}
+    command = f"python -m toy_experiments.mnist run {name} --images {config.images}"
+    result = {"command": command, "images": config.images, "test_images": n, "seed": config.seed}
+    result |= {"machine": processor(), "threads": torch.get_num_threads(), "minutes": minutes}
     measures = {key: round(value, 4) if isinstance(value, float) else value for key, value in measures.items()}
     points = [{key: line[key] and round(line[key], 4) for key in ("images", "spread", *CURVES)} for line in curves]
     return result | {"measures": measures, "curves": points}
@@ -219,10 +219,10 @@ def draw_ablations(results: dict, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main(what: str = "table", names: tuple = (), images: int = 84_000, data_dir: str = "data/mnist") -> dict:
+def main(what: str = "table", names: tuple = (), images: int = 0, data_dir: str = "data/mnist") -> dict:
     results = read_results()
     if what == "run":
-        for name in names or [n for n in RUNS if results.get(n, {}).get("images") != images]:
+        for name in names or [n for n in RUNS if results.get(n, {}).get("images") != configure(n, images, data_dir).images]:
             measured = run(name, images, data_dir)
             results = read_results() | {name: measured}  # read again: other runs may have finished meanwhile
             rows = (f" {json.dumps(key)}: {json.dumps(results[key])}" for key in RUNS if key in results)
@@ -241,7 +241,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "figures", "table"))
     parser.add_argument("names", nargs="*", help=f"runs: {', '.join(RUNS)} (default: all)")
-    parser.add_argument("--images", type=int, default=84_000, help="real images a run sees (default: 84000)")
+    parser.add_argument("--images", type=int, default=0, help="real images a run sees (default: 84000, ablations 42000)")
     parser.add_argument("--data-dir", default="data/mnist", help="where MNIST is, or is downloaded to (default: data/mnist)")
     try:
         main(**vars(parser.parse_args()))

@@ -8,23 +8,22 @@ floor    images/s at 128x128, 256,256,256,128,64,32 channels, d = 256, batch 8 a
          the convolutions and matrix products of this architecture need, over the machine's best speed in a matrix product
 levers   the same step with one shortcut switched off, interleaved with the step as it is (medians of the ratios)
 growth   how the cost grows with resolution, batch and d
-shares   how much of a step goes into data, R1, averaged weights and the optimiser, and of a run into evaluations
+shares   of a step: data, R1, averaged weights and optimisers; of a whole run ("evaluations, run"): evaluations and figures
 presets  images/s of each preset with all shortcuts off and on, interleaved
-startup  seconds from the command to the end of the first step
+startup  seconds from the command to the end of the first step; memory with all CelebA images and with a tenth of them
 
 A machine that does anything else meanwhile, above all with two threads, gives other numbers; `levers` and `presets` suffer
-least. The plain forms are in naive.py. Tried and left out of dlsgan.py (time of an average step with / without it; five to
-seven interleaved steps on a machine that was not idle, where repeats differed by 10%, so none of these is a finding):
-  filters as an autograd function with the adjoint as gradient: 1.07 and 1.10 on two threads, 0.98 on one; R1 alone 0.78
-  that and a leaky ReLU that passes no zeros to the forward graph: 1.09 and 0.99 on two threads, 1.02 on one
-  demodulation carried on into the next layer's style: 0.98 and 0.97, for two more values through every block
-  weights of the up-sampling layers stored transposed: 1.03 (one thread, batch 4); weights not in channels_last: 1.04
+least. The plain forms are in naive.py. A ratio below 1 is possible: kernels may need fewer operations than the formula.
+Tried and left out of dlsgan.py (time of a step with / without it, five to seven interleaved steps on a machine that was not
+idle, where repeats differed by 10%, so none of these is a finding): filters as an autograd function with the adjoint as
+gradient 1.07, 1.10, 0.98, R1 alone 0.78; that and a leaky ReLU that passes no zeros to the forward graph 1.09, 0.99, 1.02;
+demodulation carried on into the next layer's style 0.98, 0.97; up-sampling weights transposed 1.03, not channels_last 1.04.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
-import resource
 import statistics
 import subprocess
 import sys
@@ -76,6 +75,12 @@ def gemm_peak(seconds: float = 3.0) -> float:
     return 2 * 2048**3 / best
 
 
+def memory(field: str) -> float:
+    """GiB of this process: VmHWM, the most so far, or RssAnon, without mapped files; nan where there is no /proc."""
+    status = Path("/proc/self/status")
+    return int(status.read_text().split(f"{field}:")[1].split()[0]) / 2**20 if status.exists() else math.nan
+
+
 class Stepper:
     """A model that takes steps on fixed images, with the named levers off; R1 every `r1_every` steps (0: never)."""
     def __init__(self, config: dlsgan.Config, off: tuple[str, ...] = (), r1_every: int = 16):
@@ -123,11 +128,10 @@ def measure(settings: dict, threads: int, repeats: int) -> dict:
     """Images/s, milliseconds a step, their ratio to the floor and peak memory in GiB; in a process of its own."""
     dlsgan.keep_memory()
     torch.set_num_threads(threads)
-    before, peak, config = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, gemm_peak(), dlsgan.Config(**settings)
+    before, peak, config = memory("VmHWM"), gemm_peak(), dlsgan.Config(**settings)
     seconds, floor = Stepper(config).cost(repeats), step_flops(config) / peak
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     row = {"images/s": config.batch_size / seconds, "ms/step": 1000 * seconds, "floor ms": 1000 * floor}
-    return row | {"step/floor": seconds / floor, "GiB": memory, "GFLOP/s at best": peak / 1e9}
+    return row | {"step/floor": seconds / floor, "GiB": memory("VmHWM") - before, "GFLOP/s at best": peak / 1e9}
 
 
 def alone(settings: dict, threads: int, repeats: int = 9) -> dict:
@@ -146,18 +150,17 @@ def shares(config: dlsgan.Config, repeats: int = 9) -> dict:
         return statistics.median(times[1:])
     stepper = Stepper(config)
     model, seconds = stepper.model, stepper.cost(repeats)
-    plain = timed(lambda: stepper.step(0.0))
     images, test = dlsgan.LOADERS[config.dataset](config)
+    images.max()  # the first pass, which reads the decoded images from disk
     stream = dlsgan.batches(images, config.batch_size, 0, 0, config.flip)
-    weights = [p.detach() for p in model.parameters()]
-    average = [p.clone() for p in weights]
+    weights, average = ([p.detach().clone() for p in model.parameters()] for _ in range(2))
     for p in model.parameters():
-        p.grad = torch.zeros_like(p)
+        p.grad = torch.zeros_like(p)  # until the next training step
     parts = {
         "data": timed(lambda: dlsgan.to_float(next(stream))),
-        "R1": (timed(lambda: stepper.step(1.0)) - plain) / 16,
         "averaged weights": timed(lambda: torch._foreach_lerp_(average, weights, 0.001)),
         "optimisers": timed(lambda: [optimizer.step() for optimizer in stepper.optimizers]),
+        "R1": (timed(lambda: stepper.step(1.0)) - timed(lambda: stepper.step(0.0))) / 16,
     }
     steps = -(-config.images // config.batch_size)
     result = {name: value / seconds for name, value in parts.items()}
@@ -167,28 +170,39 @@ def shares(config: dlsgan.Config, repeats: int = 9) -> dict:
             dlsgan.report(model, dlsgan.to_float(test[:64]), [line], Path(folder) / "report.png", "")
         evaluations = -(-steps // max(50, min(2000, -(-steps // 8))))  # as often as dlsgan.train evaluates
         repeats = 2
-        return result | {"evaluations and figures, of a whole run": evaluations * timed(evaluation) / (steps * seconds)}
+        return result | {"evaluations, run": evaluations * timed(evaluation) / (steps * seconds)}
 
 
-def startup(settings: dict) -> float:
-    """Seconds from the command to the end of the first training step, with the data decoded before."""
-    code = "import sys, json, dlsgan; next(dlsgan.train(dlsgan.Config(**json.loads(sys.argv[1]))))"
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code, json.dumps(settings)], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+def startup(settings: dict, every: int = 1) -> dict:
+    """Seconds from the command to the end of the first step, data decoded before, and GiB of the process's own memory after
+    fifty steps and an evaluation; every: 10 hides all but every tenth image of CelebA from it."""
+    code = f"import json, sys, time; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import dlsgan; " \
+           "steps = dlsgan.train(dlsgan.Config(**json.loads(sys.argv[1]))); next(steps); t = time.time(); list(steps); " \
+           "from toy_experiments.speed import memory; print(t, memory('RssAnon'))"
+    with tempfile.TemporaryDirectory() as folder:
+        if every > 1:
+            Path(folder, "img_align_celeba").mkdir()
+            root = Path(settings["data_dir"]).absolute()
+            for path in [*root.glob("*.txt"), *sorted(root.glob("img_align_celeba/*"))[::every]]:
+                Path(folder, path.relative_to(root)).symlink_to(path)
+            settings = settings | {"data_dir": folder}
+        for _ in range(2):  # the first decodes
+            start, command = time.time(), [sys.executable, "-c", code, json.dumps(settings)]
+            end, own = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-2:]
+    return {"seconds": float(end) - start, "GiB": float(own)}
 
 
 def show(title: str, rows: dict[str, dict]) -> None:
     """A table with one row per measurement."""
     columns = list(next(iter(rows.values())))
-    print(f"\n{title}\n{'':38}" + "".join(f"{name:>17}" for name in columns))
+    print(f"\n{title}\n{'':44}" + "".join(f"{name:>17}" for name in columns))
     for name, row in rows.items():
-        print(f"{name:38}" + "".join(f"{row[column]:17.3f}" for column in columns), flush=True)
+        print(f"{name:44}" + "".join(f"{row[column]:17.3f}" for column in columns), flush=True)
 
 
 def main(sections: list[str], threads: list[int], data_dir: str = "", bench: dict = BENCH) -> dict:
     wanted, results = sections or SECTIONS, {"machine": processor(), "torch": torch.__version__}
-    data = {"dataset": "celeba", "data_dir": data_dir} if data_dir else {}
+    runs = {"cartoon": {}} | ({"celeba64": dlsgan.PRESETS["celeba64"] | {"data_dir": data_dir}} if data_dir else {})
 
     def keep(name: str, rows: dict[str, dict]) -> None:
         show(name, rows)
@@ -199,9 +213,8 @@ def main(sections: list[str], threads: list[int], data_dir: str = "", bench: dic
             keep(f"floor, {n} threads", {f"batch {b}": alone(bench | {"batch_size": b}, n) for b in (8, 32)})
         if "levers" in wanted:
             rows, base = {}, dlsgan.Config(**bench)
-            for name in naive.LEVERS:
-                rows[name] = compare(Stepper(base, (name,), 0), Stepper(base, (), 0), 7)
-            rows["all of these"] = compare(Stepper(base, tuple(naive.LEVERS), 0), Stepper(base, (), 0), 7)
+            for name, off in ({name: (name,) for name in naive.LEVERS} | {"all of these": tuple(naive.LEVERS)}).items():
+                rows[name] = compare(Stepper(base, off, 0), Stepper(base, (), 0), 7)
             rows["R1 every 16th step"] = compare(Stepper(base, (), 1), Stepper(base, (), 16), 17)
             keep(f"levers, {n} threads: without it, with it, gain", rows)
         if "growth" in wanted:
@@ -211,8 +224,7 @@ def main(sections: list[str], threads: list[int], data_dir: str = "", bench: dic
             keys = ("resolution", "batch_size", "latent_dim")
             keep(f"growth, {n} threads", {", ".join(f"{k} {c[k]}" for k in keys): alone(c, n) for c in cases})
         if "shares" in wanted:
-            configs = {"cartoon": {}} | ({"celeba64": dlsgan.PRESETS["celeba64"] | data} if data_dir else {})
-            keep(f"shares, {n} threads", {name: shares(dlsgan.Config(**c)) for name, c in configs.items()})
+            keep(f"shares, {n} threads", {name: shares(dlsgan.Config(**c)) for name, c in runs.items()})
         if "presets" in wanted:
             rows = {}
             for name in ("cartoon", "mnist", "celeba64", "celeba"):
@@ -220,21 +232,19 @@ def main(sections: list[str], threads: list[int], data_dir: str = "", bench: dic
                 rows[f"{name}, batch {c.batch_size}"] = compare(Stepper(c, tuple(naive.LEVERS)), Stepper(c), 17)
             keep(f"presets, {n} threads: before, after, gain", rows)
     if "startup" in wanted:
-        cases = {"cartoon": {}} | ({"celeba64": dlsgan.PRESETS["celeba64"] | data} if data_dir else {})
-        keep("startup", {name: {"seconds": [startup(c | {"images": 64}) for _ in range(2)][1]} for name, c in cases.items()})
+        rows = {name: startup(c | {"images": 800}) for name, c in runs.items()}
+        fewer = {f"{n}, a tenth of the images": startup(c | {"images": 800}, 10) for n, c in runs.items() if c}
+        keep("startup", rows | fewer)
     return results
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", help=f"any of {', '.join(SECTIONS)} (default: all)")
+    parser.add_argument("sections", nargs="*", choices=SECTIONS, metavar="SECTION", help="default: all of the above")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads (default: 1 2)")
     parser.add_argument("--data-dir", default="", help="CelebA, for the loading of real files")
     given = parser.parse_args()
-    if unknown := set(given.sections) - set(SECTIONS):
-        parser.error(f"unknown section {min(unknown)}: choose {', '.join(SECTIONS)}")
     measured = main(given.sections, given.threads, given.data_dir)
     path = Path(__file__).parent / "results" / "speed.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(kept | measured, indent=1) + "\n")
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | measured, indent=1) + "\n")
     print(f"kept in {path}")
