@@ -54,6 +54,7 @@ from toy_experiments import (
     exercises,
     export,
     failure_gallery,
+    floor,
     interfacegan,
     invert_by_optimization,
     judges,
@@ -782,7 +783,7 @@ def test_the_floor_counts_what_pytorch_counts():
         sum(r * r * channels[r] for r in (8, 16, 32)),
         sum(((r + 1) ** 2 + (r // 2) ** 2) * channels[r] for r in (8, 16, 32)),
     )
-    for (x, network), expected, outputs in zip(inputs, speed.forward_flops(config), filters, strict=True):
+    for (x, network), expected, outputs in zip(inputs, floor.forward_flops(config), filters, strict=True):
         with FlopCounterMode(display=False) as counter:
             network(x)
         assert counter.get_total_flops() == 2 * (expected + 2 * 16 * outputs)
@@ -803,6 +804,15 @@ def test_the_share_of_the_optimisers_is_that_of_whole_updates(monkeypatch):
         all(p.grad is not None for group in self.param_groups for p in group["params"])) or step(self))
     found = speed.shares(tiny(), repeats=2)
     assert all(stepped) and found.keys() == {"data", "averaged weights", "optimisers", "R1", "evaluations, run"}
+
+
+def test_kernels_are_told_apart():
+    x, square = torch.randn(16, 32, 64, 64), torch.randn(1000, 1000)
+    calls = {"filters": lambda: dlsgan.LowPass(1)(x), "convolutions": lambda: F.conv2d(x, torch.ones(32, 32, 3, 3)),
+             "matrix products": lambda: square @ square, "elementwise, rest": lambda: square.exp()}
+    for kind, call in calls.items():
+        shares = floor.kernels(call)
+        assert max(shares, key=shares.get) == kind and sum(shares.values()) == pytest.approx(1), (kind, shares)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
@@ -1180,6 +1190,11 @@ def test_the_readme_table_comes_from_the_kept_results():
     for page, folder in (("README.md", results.FOLDER), ("toy_experiments/README.md", results.TRIALS)):
         shown = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("| `python dlsgan.py")]
         assert shown == results.table(folder=folder).splitlines()[2:] and shown
+
+
+def test_the_readme_speeds_come_from_the_kept_measurement():
+    table = results.speeds()
+    assert len(table.splitlines()) == 8 and table in (ROOT / "README.md").read_text()
 
 
 def test_a_finished_run_is_kept_with_its_command(monkeypatch):

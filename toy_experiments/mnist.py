@@ -3,7 +3,7 @@
 Claim (paper, section 4.2). With the scale L_enc falls and reconstructions improve, at the same quality of samples.
 
     python -m toy_experiments.mnist run scale-0         one run, 84,000 images: about 15 minutes; goes on where it stopped
-    python -m toy_experiments.mnist run                 the 14 runs (ablations: 42,000 images), finished ones left out
+    python -m toy_experiments.mnist run                 the 14 runs (ablations: 30,000 images), finished ones left out
     python -m toy_experiments.mnist figures             draws results/mnist_curves.png, mnist_digits.png, mnist_ablations.png
     python -m toy_experiments.mnist table
 
@@ -61,10 +61,10 @@ def distance(model: dlsgan.DLSGAN, test: Tensor) -> float:
 
 
 def configure(name: str, images: int, data_dir: str) -> dlsgan.Config:
-    """images: budget of the run; 0 means 84,000, or 42,000 for an ablation."""
+    """images: budget of the run; 0 means 84,000, or 30,000 for an ablation."""
     if name not in RUNS:
         raise dlsgan.UserError(f"unknown run {name!r}: choose {', '.join(RUNS)}")
-    given = {"images": images or (84_000 if name in MAIN else 42_000), "data_dir": data_dir, "out": str(CHECKPOINTS / name)}
+    given = {"images": images or (84_000 if name in MAIN else 30_000), "data_dir": data_dir, "out": str(CHECKPOINTS / name)}
     return dlsgan.Config(**dlsgan.PRESETS["mnist"] | RUNS[name] | given).check()
 
 
@@ -241,7 +241,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "figures", "table"))
     parser.add_argument("names", nargs="*", help=f"runs: {', '.join(RUNS)} (default: all)")
-    parser.add_argument("--images", type=int, default=0, help="real images a run sees (default: 84000, ablations 42000)")
+    parser.add_argument("--images", type=int, default=0, help="real images a run sees (default: 84000, ablations 30000)")
     parser.add_argument("--data-dir", default="data/mnist", help="where MNIST is, or is downloaded to (default: data/mnist)")
     try:
         main(**vars(parser.parse_args()))

@@ -4,6 +4,7 @@
     python -m toy_experiments.results table                                   prints the table in Markdown
     python -m toy_experiments.results table --trials                          the same of short runs that tried settings
     python -m toy_experiments.results compare celeba64 celeba64-no-scale      prints runs side by side, one a column
+    python -m toy_experiments.results speed                                   prints the README's table of speeds
 
 `compare` reads what `toy_experiments.export` measured of trained models, on more images than an evaluation in training.
 """
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import dlsgan
@@ -134,6 +136,26 @@ def compare(names: list[str]) -> str:
     return "\n".join([*rows, "", f"Settings that differ: {'; '.join(values) or 'none'}."])
 
 
+def speeds() -> str:
+    """What `toy_experiments.speed` kept in results/speed.json, in Markdown: a column for each number of threads."""
+    kept = json.loads((FOLDER.parent / "speed.json").read_text())
+    threads = [name.removeprefix("floor, ") for name in kept if name.startswith("floor")]
+    rows = [f"| | {' | '.join(threads)} |".replace("1 threads", "1 thread"), "|---" * (1 + len(threads)) + "|"]
+    def add_rows(key: str, text: str, cell: Callable[[dict], str]) -> None:
+        sections = [kept[key.format(n)] for n in threads]
+        for name in sections[0]:
+            rows.append(f"| {name}: {text} | {' | '.join(cell(section[name]) for section in sections)} |")
+    add_rows("floor, {}", "images/s, time over the floor, memory at the peak",
+             lambda row: f"{row['images/s']:.1f}, {row['step/floor']:.2f}, {row['GiB']:.1f} GiB")
+    add_rows("presets, {}: before, after, gain", "images/s of the plain form, of this one; gain",
+             lambda row: f"{row['images/s off']:.1f}, {row['on']:.1f}; {row['gain']:.2f}")
+    for key in ("kernels, {}", "shares, {}"):
+        add_rows(key, "share of " + ", ".join(kept[key.format(threads[0])].popitem()[1]),
+                 lambda row: ", ".join(f"{share:.1%}" for share in row.values()))
+    first = (f"{name} {row['seconds']:.1f} s, {row['GiB']:.2f} GiB" for name, row in kept["startup"].items())
+    return "\n".join([*rows, "", f"From the command to the end of the first step, memory after 50: {'; '.join(first)}."])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
@@ -142,13 +164,15 @@ if __name__ == "__main__":
     adding.add_argument("command")
     for command in (adding, commands.add_parser("table")):
         command.add_argument("--trials", action="store_const", const=TRIALS, help="in results/trials, not results/runs")
+    commands.add_parser("speed")
     commands.add_parser("compare").add_argument("names", nargs="+", help="names of exported models")
     given = parser.parse_args()
     try:
         if given.what == "add":
             print(add(given.run, given.command, folder=given.trials))
         else:
-            print(table(folder=given.trials) if given.what == "table" else compare(given.names))
+            print(speeds() if given.what == "speed" else compare(given.names) if given.what == "compare"
+                  else table(folder=given.trials))
     except dlsgan.UserError as error:
         print(f"results: {error}", file=sys.stderr)
         sys.exit(2)

@@ -8,7 +8,8 @@ floor    images/s at 128x128, 256,256,256,128,64,32 channels, d = 256, batch 8 a
          the convolutions and matrix products of this architecture need, over the machine's best speed in a matrix product
 levers   the same step with one shortcut switched off, interleaved with the step as it is (medians of the ratios)
 growth   how the cost grows with resolution, batch and d
-shares   of a step: data, R1, averaged weights and optimisers; of a whole run ("evaluations, run"): evaluations and figures
+shares   of a step: data, R1, averaged weights and optimisers; of a whole run ("evaluations, run"): evaluations and figures;
+         and of a step without R1: kinds of kernels, by PyTorch's profiler
 presets  images/s of each preset with all shortcuts off and on, interleaved
 startup  seconds from the command to the end of the first step; memory with all CelebA images and with a tenth of them
 
@@ -22,7 +23,6 @@ demodulation carried on into the next layer's style 0.98, 0.97; up-sampling weig
 
 import argparse
 import json
-import math
 import multiprocessing
 import statistics
 import subprocess
@@ -30,55 +30,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import dlsgan
 from toy_experiments import naive
+from toy_experiments.floor import gemm_peak, kernels, memory, step_flops
 from toy_experiments.results import processor
 
 BENCH = {"resolution": 128, "width": 0.5, "latent_dim": 256, "mapping_layers": 8, "batch_size": 8}
 SECTIONS = ("floor", "levers", "growth", "shares", "presets", "startup")
-
-
-def forward_flops(c: dlsgan.Config, image_channels: int = 3) -> tuple[int, int]:
-    """Floating-point operations (two per multiplication and addition) of the 3x3 and 1x1 convolutions and the matrix
-    products in one forward pass of G and of D for one image. Filters and elementwise operations are not counted."""
-    width = {r: dlsgan.channels_at(r, c.width) for r in [2**i for i in range(2, c.resolution.bit_length())]}
-    low, d = width[4], c.latent_dim
-    generator = c.mapping_layers * d * d + 16 * low * low * 9 + 16 * low * image_channels
-    generator += 2 * d * low + low * low  # styles of the first convolution and ToRGB, demodulation
-    discriminator = c.resolution**2 * image_channels * width[c.resolution] + 16 * low * low * (9 + 1) + low * (1 + d)
-    for r in list(width)[1:]:
-        small, large = width[r // 2], width[r]  # channels below and at resolution r
-        generator += (r // 2) ** 2 * small * large * 9 + r * r * large * large * 9 + r * r * large * image_channels
-        generator += d * (small + 2 * large) + small * large + large * large
-        discriminator += r * r * large * large * 9 + (r // 2) ** 2 * large * small * (9 + 1)
-    return 2 * generator, 2 * discriminator
-
-
-def step_flops(c: dlsgan.Config) -> float:
-    """One training step, R1 every 16th: G forward and its two gradients (3 G); D on generated images forward, back to the
-    image, and both gradients of its own loss (4 D); D on real images (3 D); R1 adds a gradient and its two (3 D / 16)."""
-    generator, discriminator = forward_flops(c)
-    return c.batch_size * (3 * generator + (7 + 3 / 16) * discriminator)
-
-
-def gemm_peak(seconds: float = 3.0) -> float:
-    """The machine's best speed in a float32 matrix product 2048^3, in operations a second."""
-    a, best, start = torch.randn(2048, 2048), 1e9, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        t = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - t)
-    return 2 * 2048**3 / best
-
-
-def memory(field: str) -> float:
-    """GiB of this process: VmHWM, the most so far, or RssAnon, without mapped files; nan where there is no /proc."""
-    status = Path("/proc/self/status")
-    return int(status.read_text().split(f"{field}:")[1].split()[0]) / 2**20 if status.exists() else math.nan
 
 
 class Stepper:
@@ -178,7 +141,7 @@ def startup(settings: dict, every: int = 1) -> dict:
     fifty steps and an evaluation; every: 10 hides all but every tenth image of CelebA from it."""
     code = f"import json, sys, time; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import dlsgan; " \
            "steps = dlsgan.train(dlsgan.Config(**json.loads(sys.argv[1]))); next(steps); t = time.time(); list(steps); " \
-           "from toy_experiments.speed import memory; print(t, memory('RssAnon'))"
+           "from toy_experiments.floor import memory; print(t, memory('RssAnon'))"
     with tempfile.TemporaryDirectory() as folder:
         if every > 1:
             Path(folder, "img_align_celeba").mkdir()
@@ -202,7 +165,8 @@ def show(title: str, rows: dict[str, dict]) -> None:
 
 def main(sections: list[str], threads: list[int], data_dir: str = "", bench: dict = BENCH) -> dict:
     wanted, results = sections or SECTIONS, {"machine": processor(), "torch": torch.__version__}
-    runs = {"cartoon": {}} | ({"celeba64": dlsgan.PRESETS["celeba64"] | {"data_dir": data_dir}} if data_dir else {})
+    celeba64 = dlsgan.PRESETS["celeba64"] | {"data_dir": data_dir}
+    runs = {"cartoon": {}} | ({"celeba64": celeba64} if data_dir else {})
 
     def keep(name: str, rows: dict[str, dict]) -> None:
         show(name, rows)
@@ -225,6 +189,8 @@ def main(sections: list[str], threads: list[int], data_dir: str = "", bench: dic
             keep(f"growth, {n} threads", {", ".join(f"{k} {c[k]}" for k in keys): alone(c, n) for c in cases})
         if "shares" in wanted:
             keep(f"shares, {n} threads", {name: shares(dlsgan.Config(**c)) for name, c in runs.items()})
+            steps = {"128x128, d = 256": Stepper(dlsgan.Config(**bench)), "celeba64": Stepper(dlsgan.Config(**celeba64))}
+            keep(f"kernels, {n} threads", {name: kernels(partial(stepper.step, 0.0)) for name, stepper in steps.items()})
         if "presets" in wanted:
             rows = {}
             for name in ("cartoon", "mnist", "celeba64", "celeba"):
