@@ -112,7 +112,7 @@ LOSSES = {
 
 def prior(n: int, latent_scale: LatentScale, rng: torch.Generator) -> Tensor:
     """Line 1: z ~ N(0, I), [n, d]. Drawn on the CPU, so that a seed means the same on every device."""
-    return torch.randn(n, len(latent_scale.v), generator=rng).to(latent_scale.v.device)
+    return to_device(torch.randn(n, len(latent_scale.v), generator=rng), latent_scale.v.device)
 
 def encoder_loss(z: Tensor, z_hat: Tensor, s: Tensor) -> Tensor:
     """Line 4: the mean squared error between z * s and z_hat * s; z, z_hat [B, d], s [d] -> scalar."""
@@ -185,7 +185,7 @@ def train_step(
     if r1:
         penalty = penalty_weight * r1_penalty(logits_real, real)
     elif penalty_weight:
-        mix = torch.rand(count * len(real), generator=rng)[rank::count].to(real.device)
+        mix = to_device(torch.rand(count * len(real), generator=rng)[rank::count], real.device)
         penalty = penalty_weight * gradient_penalty(discriminator, real, fake, mix)
     (loss_d_real + penalty).backward(inputs=weights_d)
 
@@ -626,11 +626,13 @@ def to_uint8(x: Tensor) -> Tensor:
     """[-1, 1] -> 0..255, clipped and rounded."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """Copies to CUDA without waiting for what the GPU still has to do (on MPS, non_blocking can corrupt data)."""
+    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
+
 def to_float(x: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """uint8 [B, C, H, W] -> float32 in [-1, 1] on the device, channels last in memory."""
-    x, cuda = torch.from_numpy(np.array(x)), torch.device(device).type == "cuda"
-    x = x.pin_memory().to(device, non_blocking=True) if cuda else x.to(device)  # (on MPS, non_blocking can corrupt data)
-    return x.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+    return to_device(torch.tensor(x), device).to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
 
 def batches(images: np.ndarray, batch_size: int, seed: int, step: int, flip: bool) -> Iterator[np.ndarray]:
     """Endless uint8 batches [B, C, H, W], from a training step on, in a new random order each epoch (whose incomplete
@@ -960,8 +962,7 @@ def main(arguments: list[str] | None = None) -> int:
         uses = {"resume": "resume images device threads data_dir", "reconstruct": "reconstruct checkpoint out"}
         for mode in uses.keys() & given.keys():
             if own := given.keys() - uses[mode].split():
-                flag = min(own).replace("_", "-")
-                raise UserError(f"--{mode} keeps the settings of its checkpoint: leave out --{flag}")
+                raise UserError(f"--{mode} keeps the settings of its checkpoint: leave out --{min(own).replace('_', '-')}")
         require("checkpoint" not in given or "reconstruct" in given,
                 "--checkpoint FILE goes with --reconstruct PHOTO (to train on, use --resume RUN)")
         if "reconstruct" in given:

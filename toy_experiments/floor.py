@@ -1,4 +1,4 @@
-"""What a training step must cost at least, and where its time goes: the counting and measuring behind speed.py."""
+"""The operations of a training step, and where its time goes: the counting and measuring behind speed.py."""
 
 import math
 import time
@@ -51,15 +51,16 @@ def memory(field: str) -> float:
 
 
 def kernels(function: Callable) -> dict[str, float]:
-    """Shares of the processor time of a call (its second) in the kinds of kernels, by PyTorch's profiler."""
+    """Shares of the time inside PyTorch's operations of a call (its second) in the kinds of kernels, by its profiler."""
     function()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as measured:
         function()
-    seconds = {"convolutions": 0, "filters": 0, "matrix products": 0, "elementwise, rest": 0}
+    seconds = {"convolutions": 0, "filters": 0, "matrix products": 0, "everything else": 0}
     for event in measured.key_averages(group_by_input_shape=True):
-        convolution = event.key in ("aten::mkldnn_convolution", "aten::convolution_backward")
-        filters = convolution and any(shape[1:] == [1, 4, 4] for shape in event.input_shapes)  # of LowPass: [c, 1, 4, 4]
-        kind = "filters" if filters else "convolutions" if convolution else "elementwise, rest"
-        kind = "matrix products" if event.key in ("aten::mm", "aten::addmm", "aten::bmm") else kind
+        kind = "convolutions" if "conv" in event.key else "everything else"
+        if kind == "convolutions" and any(shape[1:] == [1, 4, 4] for shape in event.input_shapes):  # LowPass: [c, 1, 4, 4]
+            kind = "filters"
+        if event.key in ("aten::mm", "aten::addmm", "aten::bmm"):
+            kind = "matrix products"
         seconds[kind] += event.self_cpu_time_total
     return {kind: value / sum(seconds.values()) for kind, value in seconds.items()}

@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results"
 CHECKPOINTS = Path("runs/mnist_study")  # of the reader's folder; not kept in the repository
 GAN = {"latent_scale": False, "encoder_weight": 0.0}
 MAIN = {f"{n}-{seed}": {"seed": seed, "latent_scale": n == "scale"} for n in ("scale", "plain") for seed in range(3)}
-ABLATIONS = {
+ABLATIONS = {  # to be compared with the first of them, which has their budget
     **{f"lambda-{weight}": {"encoder_weight": float(weight)} for weight in (3, 0.1, 1, 10)},  # the preset has 3
     "sma": {"scale_rule": "sma"},
     "d-only": {},  # the encoder loss trains D alone, by the step below
@@ -62,8 +62,7 @@ def distance(model: dlsgan.DLSGAN, test: Tensor) -> float:
 
 def configure(name: str, images: int, data_dir: str) -> dlsgan.Config:
     """images: budget of the run; 0 means 84,000, or 30,000 for an ablation."""
-    if name not in RUNS:
-        raise dlsgan.UserError(f"unknown run {name!r}: choose {', '.join(RUNS)}")
+    dlsgan.require(name in RUNS, f"unknown run {name!r}: choose {', '.join(RUNS)}")
     given = {"images": images or (84_000 if name in MAIN else 30_000), "data_dir": data_dir, "out": str(CHECKPOINTS / name)}
     return dlsgan.Config(**dlsgan.PRESETS["mnist"] | RUNS[name] | given).check()
 
@@ -71,9 +70,9 @@ def configure(name: str, images: int, data_dir: str) -> dlsgan.Config:
 def encoder_afterwards(config: dlsgan.Config) -> list[dict]:
     """The usual way to invert a GAN: a new encoder for the frozen generator of the run "gan", by the mean squared error
     of z, for as many steps as the GAN had. Keeps both as a checkpoint; returns no evaluations."""
-    if not (CHECKPOINTS / "gan" / "checkpoint.pt").exists():
-        raise dlsgan.UserError("the run 'gan' comes first: python -m toy_experiments.mnist run gan")
-    model, out = dlsgan.load(CHECKPOINTS / "gan", config.device), Path(config.out)
+    gan = CHECKPOINTS / "gan" / "checkpoint.pt"
+    dlsgan.require(gan.exists(), "the run 'gan' comes first: python -m toy_experiments.mnist run gan")
+    model, out = dlsgan.load(gan, config.device), Path(config.out)
     torch.manual_seed(config.seed)
     encoder = dlsgan.build(config).discriminator.to(model.latent_scale.v.device, memory_format=torch.channels_last)
     model.discriminator = copy.deepcopy(encoder).requires_grad_(False)  # averaged, as elsewhere
@@ -88,7 +87,6 @@ def encoder_afterwards(config: dlsgan.Config) -> list[dict]:
         loss.backward()
         optimizer.step()
         torch._foreach_lerp_(averages, weights, 1 - min(0.999, (1 + step) / (10 + step)))
-    out.mkdir(parents=True, exist_ok=True)
     state = {"format": dlsgan.FORMAT, "config": dataclasses.asdict(config), "ema": model.state_dict()}
     dlsgan.save_checkpoint(out / "checkpoint.pt", state)
     return []
@@ -97,6 +95,8 @@ def encoder_afterwards(config: dlsgan.Config) -> list[dict]:
 def train(config: dlsgan.Config, name: str, test: Tensor) -> list[dict]:
     """Trains, or goes on with, a run by `dlsgan.train`. Returns its evaluations, each with the distance of samples."""
     out, step = Path(config.out), dlsgan.train_step if name != "d-only" else changed_step(D_ONLY)
+    if (out / "checkpoint.pt").exists():
+        dlsgan.require(dlsgan.read_checkpoint(out)[0].images == config.images, f"{out} has another --images: delete it")
     kept = out / "distances.json"
     distances = json.loads(kept.read_text()) if kept.exists() else {}
     with mock.patch.object(dlsgan, "train_step", step):
@@ -117,12 +117,11 @@ def run(name: str, images: int, data_dir: str) -> dict:
     model, n = dlsgan.load(config.out), min(500, len(test) // 2)
     measures = dlsgan.evaluate(model, test[:n], 50) | {"swd": distance(model, test[:n])}
     measures["swd_of_other_test_images"] = round(swd(test[n : 2 * n], test[:n])["mean"], 3)  # the best one can expect
-    command = f"python -m toy_experiments.mnist run {name} --images {config.images}"
-    result = {"command": command, "images": config.images, "test_images": n, "seed": config.seed}
-    result |= {"machine": processor(), "threads": torch.get_num_threads(), "minutes": minutes}
+    result = {"command": f"python -m toy_experiments.mnist run {name} --images {config.images}", "images": config.images}
+    result |= {"test_images": n, "seed": config.seed, "machine": processor(), "threads": torch.get_num_threads()}
     measures = {key: round(value, 4) if isinstance(value, float) else value for key, value in measures.items()}
     points = [{key: line[key] and round(line[key], 4) for key in ("images", "spread", *CURVES)} for line in curves]
-    return result | {"measures": measures, "curves": points}
+    return result | {"minutes": minutes, "measures": measures, "curves": points}
 
 
 def read_results() -> dict:
@@ -229,6 +228,7 @@ def main(what: str = "table", names: tuple = (), images: int = 0, data_dir: str 
             RESULTS.mkdir(exist_ok=True)
             (RESULTS / "mnist.json").write_text("{\n" + ",\n".join(rows) + "\n}\n")
     elif what == "figures":
+        dlsgan.require({"scale-0", "plain-0"} <= results.keys(), "figures need at least the runs scale-0 and plain-0")
         draw_curves(results, RESULTS / "mnist_curves.png")
         draw_digits(RESULTS / "mnist_digits.png", data_dir)
         if results.keys() & ABLATIONS.keys():

@@ -58,7 +58,7 @@ def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = f"{len(lines)} cores of {lines[0].split(':')[1].strip()}"
+        name = f"{len(lines)} cores of {lines[0].split(':')[1].strip()}" if lines else name
     return name
 
 
@@ -145,15 +145,16 @@ def speeds() -> str:
         sections = [kept[key.format(n)] for n in threads]
         for name in sections[0]:
             rows.append(f"| {name}: {text} | {' | '.join(cell(section[name]) for section in sections)} |")
-    add_rows("floor, {}", "images/s, time over the floor, memory at the peak",
+    add_rows("floor, {}", "images/s, time / floor, memory that training adds",
              lambda row: f"{row['images/s']:.1f}, {row['step/floor']:.2f}, {row['GiB']:.1f} GiB")
     add_rows("presets, {}: before, after, gain", "images/s of the plain form, of this one; gain",
              lambda row: f"{row['images/s off']:.1f}, {row['on']:.1f}; {row['gain']:.2f}")
     for key in ("kernels, {}", "shares, {}"):
-        add_rows(key, "share of " + ", ".join(kept[key.format(threads[0])].popitem()[1]),
+        add_rows(key, "share of " + ", ".join(next(iter(kept[key.format(threads[0])].values()))),
                  lambda row: ", ".join(f"{share:.1%}" for share in row.values()))
     first = (f"{name} {row['seconds']:.1f} s, {row['GiB']:.2f} GiB" for name, row in kept["startup"].items())
-    return "\n".join([*rows, "", f"From the command to the end of the first step, memory after 50: {'; '.join(first)}."])
+    text = f"Seconds from the command to the end of the first step, and memory after 50: {'; '.join(first)}."
+    return "\n".join([*rows, "", text])
 
 
 if __name__ == "__main__":

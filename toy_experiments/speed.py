@@ -6,24 +6,30 @@
 
 floor    images/s at 128x128, 256,256,256,128,64,32 channels, d = 256, batch 8 and 32, beside the floor: the operations that
          the convolutions and matrix products of this architecture need, over the machine's best speed in a matrix product
-levers   the same step with one shortcut switched off, interleaved with the step as it is (medians of the ratios)
+levers   the same step with one shortcut switched off, interleaved with the step as it is (ratios of medians; without R1)
 growth   how the cost grows with resolution, batch and d
-shares   of a step: data, R1, averaged weights and optimisers; of a whole run ("evaluations, run"): evaluations and figures;
+shares   of a step with its data: data, averaged weights, optimisers, R1; of a whole run: evaluations with their figures;
          and of a step without R1: kinds of kernels, by PyTorch's profiler
-presets  images/s of each preset with all shortcuts off and on, interleaved
-startup  seconds from the command to the end of the first step; memory with all CelebA images and with a tenth of them
+presets  images/s of each preset with all shortcuts off and on, interleaved; R1 comes every 16th step in both
+startup  seconds from the command to the end of the first step; memory of the process without mapped files after 50 steps and
+         an evaluation, with all CelebA images and with a tenth of them
 
-A machine that does anything else meanwhile, above all with two threads, gives other numbers; `levers` and `presets` suffer
-least. The plain forms are in naive.py. A ratio below 1 is possible: kernels may need fewer operations than the formula.
-Tried and left out of dlsgan.py (time of a step with / without it, five to seven interleaved steps on a machine that was not
-idle, where repeats differed by 10%, so none of these is a finding): filters as an autograd function with the adjoint as
-gradient 1.07, 1.10, 0.98, R1 alone 0.78; that and a leaky ReLU that passes no zeros to the forward graph 1.09, 0.99, 1.02;
-demodulation carried on into the next layer's style 0.98, 0.97; up-sampling weights transposed 1.03, not channels_last 1.04.
+Each section goes to results/speed.json as soon as it is measured. A machine that does anything else meanwhile, above all on
+two threads, gives other numbers; `levers` and `presets` suffer least. The plain forms are in naive.py. A ratio to the floor
+below 1 is possible: then a convolution is faster than the matrix product, or needs fewer operations than the formula.
+
+Tried and left out of dlsgan.py (time of an average step with / without it; five to seven interleaved steps on a machine that
+was not idle, where repeats differed by 10%, so none of these is a finding):
+  filters as an autograd function with the adjoint as gradient: 1.07 and 1.10 on two threads, 0.98 on one; R1 alone 0.78
+  that and a leaky ReLU that passes no zeros to the forward graph: 1.09 and 0.99 on two threads, 1.02 on one
+  demodulation carried on into the next layer's style: 0.98 and 0.97, for two more values through every block
+  weights of the up-sampling layers stored transposed: 1.03 (one thread, batch 4); weights not in channels_last: 1.04
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -41,6 +47,7 @@ from toy_experiments.floor import gemm_peak, kernels, memory, step_flops
 from toy_experiments.results import processor
 
 BENCH = {"resolution": 128, "width": 0.5, "latent_dim": 256, "mapping_layers": 8, "batch_size": 8}
+KEPT = Path(__file__).parent / "results" / "speed.json"
 SECTIONS = ("floor", "levers", "growth", "shares", "presets", "startup")
 
 
@@ -88,7 +95,7 @@ def compare(a: Stepper, b: Stepper, rounds: int) -> dict:
 
 
 def measure(settings: dict, threads: int, repeats: int) -> dict:
-    """Images/s, milliseconds a step, their ratio to the floor and peak memory in GiB; in a process of its own."""
+    """Images/s, milliseconds a step, their ratio to the floor, and the memory in GiB that training adds at its peak."""
     dlsgan.keep_memory()
     torch.set_num_threads(threads)
     before, peak, config = memory("VmHWM"), gemm_peak(), dlsgan.Config(**settings)
@@ -97,13 +104,14 @@ def measure(settings: dict, threads: int, repeats: int) -> dict:
     return row | {"step/floor": seconds / floor, "GiB": memory("VmHWM") - before, "GFLOP/s at best": peak / 1e9}
 
 
-def alone(settings: dict, threads: int, repeats: int = 9) -> dict:
+def alone(settings: dict, threads: int, repeats: int = 5) -> dict:
+    """measure in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure, (settings, threads, repeats))
 
 
 def shares(config: dlsgan.Config, repeats: int = 9) -> dict:
-    """Fractions of a step spent on its parts, and of a whole run on its evaluations, figures and checkpoints."""
+    """Shares of a step, its data and averaging included, and of a whole run."""
     def timed(function: Callable) -> float:
         times = []
         for _ in range(repeats):
@@ -125,20 +133,22 @@ def shares(config: dlsgan.Config, repeats: int = 9) -> dict:
         "optimisers": timed(lambda: [optimizer.step() for optimizer in stepper.optimizers]),
         "R1": (timed(lambda: stepper.step(1.0)) - timed(lambda: stepper.step(0.0))) / 16,
     }
+    seconds += parts["data"] + parts["averaged weights"]
     steps = -(-config.images // config.batch_size)
-    result = {name: value / seconds for name, value in parts.items()}
     with tempfile.TemporaryDirectory() as folder:
         def evaluation() -> None:
             line = dlsgan.evaluate(model, dlsgan.to_float(test[: dlsgan.EVALUATED]), config.batch_size) | {"images": 8}
             dlsgan.report(model, dlsgan.to_float(test[:64]), [line], Path(folder) / "report.png", "")
-        evaluations = -(-steps // max(50, min(2000, -(-steps // 8))))  # as often as dlsgan.train evaluates
-        repeats = 2
-        return result | {"evaluations, run": evaluations * timed(evaluation) / (steps * seconds)}
+        count, repeats = -(-steps // max(50, min(2000, -(-steps // 8)))), 2  # evaluations in a run of dlsgan.train
+        evaluating = count * timed(evaluation)
+    shares_of_step = {name: value / seconds for name, value in parts.items()}
+    return shares_of_step | {"evaluations": evaluating / (steps * seconds + evaluating)}
 
 
 def startup(settings: dict, every: int = 1) -> dict:
-    """Seconds from the command to the end of the first step, data decoded before, and GiB of the process's own memory after
-    fifty steps and an evaluation; every: 10 hides all but every tenth image of CelebA from it."""
+    """Seconds from the command to the end of the first step, data decoded before, and GiB of memory after 50 steps and an
+    evaluation. every: 10 hides all but every tenth image of CelebA from the program."""
+    settings = settings | {"images": 50 * settings.get("batch_size", dlsgan.Config.batch_size), "device": "cpu"}
     code = f"import json, sys, time; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import dlsgan; " \
            "steps = dlsgan.train(dlsgan.Config(**json.loads(sys.argv[1]))); next(steps); t = time.time(); list(steps); " \
            "from toy_experiments.floor import memory; print(t, memory('RssAnon'))"
@@ -148,10 +158,12 @@ def startup(settings: dict, every: int = 1) -> dict:
             root = Path(settings["data_dir"]).absolute()
             for path in [*root.glob("*.txt"), *sorted(root.glob("img_align_celeba/*"))[::every]]:
                 Path(folder, path.relative_to(root)).symlink_to(path)
-            settings = settings | {"data_dir": folder}
+            settings["data_dir"] = folder
+        environment = os.environ | ({"XDG_CACHE_HOME": folder} if every > 1 else {})
         for _ in range(2):  # the first decodes
             start, command = time.time(), [sys.executable, "-c", code, json.dumps(settings)]
-            end, own = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-2:]
+            done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
+            end, own = done.stdout.split()[-2:]
     return {"seconds": float(end) - start, "GiB": float(own)}
 
 
@@ -163,14 +175,21 @@ def show(title: str, rows: dict[str, dict]) -> None:
         print(f"{name:44}" + "".join(f"{row[column]:17.3f}" for column in columns), flush=True)
 
 
-def main(sections: list[str], threads: list[int], data_dir: str = "", bench: dict = BENCH) -> dict:
-    wanted, results = sections or SECTIONS, {"machine": processor(), "torch": torch.__version__}
+def main(sections: list[str], threads: list[int], data_dir: str = "", bench: dict = BENCH, path: Path = KEPT) -> dict:
+    """Measures and returns the sections, and keeps them in a file beside what it holds from the same machine."""
+    dlsgan.keep_memory()
     celeba64 = dlsgan.PRESETS["celeba64"] | {"data_dir": data_dir}
     runs = {"cartoon": {}} | ({"celeba64": celeba64} if data_dir else {})
+    if data_dir:
+        dlsgan.load_celeba(dlsgan.Config(**celeba64))  # what is wrong with it is said now
+    wanted, results = sections or SECTIONS, {"machine": processor(), "torch": torch.__version__}
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    results = kept if results.items() <= kept.items() else results
 
     def keep(name: str, rows: dict[str, dict]) -> None:
         show(name, rows)
         results[name] = rows
+        path.write_text(json.dumps(results, indent=1) + "\n")
     for n in threads:
         torch.set_num_threads(n)
         if "floor" in wanted:
@@ -195,22 +214,25 @@ def main(sections: list[str], threads: list[int], data_dir: str = "", bench: dic
             rows = {}
             for name in ("cartoon", "mnist", "celeba64", "celeba"):
                 c = dlsgan.Config(**dlsgan.PRESETS[name] | ({"batch_size": 4} if name == "celeba" else {}))
-                rows[f"{name}, batch {c.batch_size}"] = compare(Stepper(c, tuple(naive.LEVERS)), Stepper(c), 17)
+                rows[f"{name}, batch {c.batch_size}"] = compare(Stepper(c, tuple(naive.LEVERS)), Stepper(c), 9)
             keep(f"presets, {n} threads: before, after, gain", rows)
     if "startup" in wanted:
-        rows = {name: startup(c | {"images": 800}) for name, c in runs.items()}
-        fewer = {f"{n}, a tenth of the images": startup(c | {"images": 800}, 10) for n, c in runs.items() if c}
-        keep("startup", rows | fewer)
+        fewer = {f"{name}, a tenth of the images": startup(c, 10) for name, c in runs.items() if c}
+        keep("startup", {name: startup(c) for name, c in runs.items()} | fewer)
     return results
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", choices=SECTIONS, metavar="SECTION", help="default: all of the above")
+    parser.add_argument("sections", nargs="*", help=f"any of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads (default: 1 2)")
     parser.add_argument("--data-dir", default="", help="CelebA, for the loading of real files")
     given = parser.parse_args()
-    measured = main(given.sections, given.threads, given.data_dir)
-    path = Path(__file__).parent / "results" / "speed.json"
-    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | measured, indent=1) + "\n")
-    print(f"kept in {path}")
+    if unknown := set(given.sections) - set(SECTIONS):
+        parser.error(f"unknown section {min(unknown)}: choose {', '.join(SECTIONS)}")
+    try:
+        main(**vars(given))
+    except dlsgan.UserError as error:
+        print(f"speed: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"kept in {KEPT}")
