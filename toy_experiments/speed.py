@@ -1,6 +1,6 @@
 """What a training step costs, what the machine could do at best, and what each shortcut in dlsgan.py is worth.
 
-    python -m toy_experiments.speed                                    everything: 20 minutes on two idle CPU cores
+    python -m toy_experiments.speed                                    everything: 25 minutes on two idle CPU cores
     python -m toy_experiments.speed floor levers --threads 1           two of the sections below
     python -m toy_experiments.speed shares --data-dir data/celeba      with the loading of real CelebA files
 
