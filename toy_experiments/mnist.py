@@ -178,15 +178,15 @@ def draw_digits(path: Path, data_dir: str) -> None:
     test = dlsgan.to_float(dlsgan.load_mnist(configure("scale-0", 1, data_dir))[1][:30])
     figure = Figure((11, 6.3), layout="constrained")
     axes, panels = figure.subplots(2, 3), []
-    for name, kind in (("plain-0", "without scale"), ("scale-0", "with scale")):
+    for i, (name, kind) in enumerate((("plain-0", "without scale"), ("scale-0", "with scale"))):
         model = dlsgan.load(CHECKPOINTS / name)
-        for x, what in ((model.sample(30), "generated"), (test, "test")):
+        for number, x, what in ((5, model.sample(30), "generated"), (9, test, "test")):
             pairs = [row for part in x.split(10) for row in (part, model.reconstruct(part))]
-            panels.append((f"{what} over reconstructions, {kind}", dlsgan.grid(pairs)))
+            panels.append((f"Figure {number + i}: {what} over reconstructions, {kind}", dlsgan.grid(pairs)))
     flipped = dlsgan.grid(flips(model, test[:6], 8).transpose(0, 1))  # a row a digit, a column a mask
     both = dlsgan.grid([torch.stack(pair) for pair in zip(test[:6], model.reconstruct(test[:6]), strict=True)])
     bar = np.full((both.shape[0], 8), 255, np.uint8)
-    panels.insert(2, ("test digit, reconstruction | 10% of the latent\nelements flipped, the same in each column",
+    panels.insert(2, ("Figure 11: test digit, reconstruction | 10% of the\nlatent elements flipped, the same in each column",
                       np.concatenate([both, bar, flipped], 1)))
     v = model.encode(model.sample(500)).square().mean(0)
     order = v.argsort(descending=True)[: max(1, int((v > 0.5).sum()))].tolist()
