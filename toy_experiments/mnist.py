@@ -200,19 +200,19 @@ def draw_digits(path: Path, data_dir: str) -> None:
 
 @torch.no_grad()
 def draw_ablations(results: dict, path: Path) -> None:
-    """A row a run of the ablations: its measures (gains in dB) and samples."""
+    """A row a run of the ablations: its measures (gains over the mean image in dB) and samples."""
     from matplotlib.figure import Figure
 
     names = [name for name in ABLATIONS if name in results]
-    titles = {"l_enc": "L_enc", "spread": "spread", "gain_generated": "gain, gen.", "gain_test": "gain, test", "swd": "SWD"}
+    titles = {"l_enc": "L_enc", "spread": "spread", "gain_generated": "dB, gen.", "gain_test": "dB, test", "swd": "SWD"}
     figure = Figure((11, 1.4 + 0.45 * len(names)), layout="constrained")
     *axes, last = figure.subplots(1, 6, width_ratios=(1, 1, 1, 1, 1, 1.9))
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         values = [results[name]["measures"][key] for name in names]
-        low, high = min(0, *values), max(0, *values)
+        low, high = min(0, *values), max(0, *values)  # and room for the numbers
         axis.bar_label(axis.barh(range(len(names)), values, color="#7fa3c7"), fmt=" %.3g", fontsize=8)
         axis.set_yticks(range(len(names)), names if axis is axes[0] else [])
-        axis.set(xticks=[], xlim=(low, 1.6 * high - 0.6 * low), ylim=(len(names) - 0.5, -0.5), title=title)
+        axis.set(xticks=[], xlim=(1.6 * low - 0.6 * high * (low < 0), 1.6 * high - 0.6 * low), ylim=(len(names) - 0.5, -0.5), title=title)
     last.imshow(dlsgan.grid(dlsgan.load(CHECKPOINTS / name).sample(8) for name in names), cmap="gray", aspect="auto")
     last.axis("off")
     figure.savefig(path, dpi=110)
