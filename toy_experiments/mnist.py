@@ -176,8 +176,7 @@ def draw_digits(path: Path, data_dir: str) -> None:
     from matplotlib.figure import Figure
 
     test = dlsgan.to_float(dlsgan.load_mnist(configure("scale-0", 1, data_dir))[1][:30])
-    figure = Figure((11, 6.3), layout="constrained")
-    axes, panels = figure.subplots(2, 3), []
+    axes, panels = (figure := Figure((11, 6.3), layout="constrained")).subplots(2, 3), []
     for i, (name, kind) in enumerate((("plain-0", "without scale"), ("scale-0", "with scale"))):
         model = dlsgan.load(CHECKPOINTS / name)
         for number, x, what in ((5, model.sample(30), "generated"), (9, test, "test")):
@@ -209,10 +208,11 @@ def draw_ablations(results: dict, path: Path) -> None:
     *axes, last = figure.subplots(1, 6, width_ratios=(1, 1, 1, 1, 1, 1.9))
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         values = [results[name]["measures"][key] for name in names]
-        low, high = min(0, *values), max(0, *values)  # and room for the numbers
+        low, high = min(0, *values), max(0, *values)
         axis.bar_label(axis.barh(range(len(names)), values, color="#7fa3c7"), fmt=" %.3g", fontsize=8)
         axis.set_yticks(range(len(names)), names if axis is axes[0] else [])
-        axis.set(xticks=[], xlim=(1.6 * low - 0.6 * high * (low < 0), 1.6 * high - 0.6 * low), ylim=(len(names) - 0.5, -0.5), title=title)
+        left = 1.6 * low - 0.6 * high * (low < 0)
+        axis.set(xticks=[], xlim=(left, 1.6 * high - 0.6 * low), ylim=(len(names) - 0.5, -0.5), title=title)
     last.imshow(dlsgan.grid(dlsgan.load(CHECKPOINTS / name).sample(8) for name in names), cmap="gray", aspect="auto")
     last.axis("off")
     figure.savefig(path, dpi=110)
