@@ -10,7 +10,7 @@ levers   the same step with one shortcut switched off, interleaved with the step
 growth   how the cost grows with resolution, batch and d
 shares   of a step with its data: data, averaged weights, optimisers, R1; of a whole run: evaluations with their figures;
          and of a step without R1: kinds of kernels, by PyTorch's profiler
-presets  images/s of each preset with all shortcuts off and on, interleaved; R1 comes every 16th step in both
+presets  images/s of each preset with the shortcuts of naive.py off and on, interleaved; lazy R1 and keep_memory on in both
 startup  seconds from the command to the end of the first step; memory of the process without mapped files after 50 steps and
          an evaluation, with all CelebA images and with a tenth of them
 
