@@ -1290,6 +1290,10 @@ def test_an_exported_model_is_the_run_in_half_precision(kept, capsys, monkeypatc
     exported = result["exported"]
     assert exported["stored_as"] == "float16" and exported["test_images"] == 20 and exported["trained_on"] == 40
     assert exported["l_enc"] == pytest.approx(measured["l_enc"]) and exported["swd"] > 0
+    with torch.no_grad():
+        for name, part in zip(("train", "test"), small_cartoon(tiny()), strict=True):
+            logits = [dlsgan.load("mine").discriminator(x[None])[0].item() for x in dlsgan.to_float(part[:20])]
+            assert exported[f"logits_{name}"] == pytest.approx(sum(logits) / 20, rel=1e-3)
     card = Path("pretrained/README.md").read_text()
     assert card == export.card() and "## mine" in card and f"| L_enc | {exported['l_enc']:.3f} |" in card
     table = results.compare(["mine", "mine"])

@@ -66,6 +66,16 @@ def measure(checkpoint: str | Path, test: torch.Tensor) -> dict:
     return {key: value for key, value in dlsgan.evaluate(model, test).items() if key != "v"} | scale
 
 
+@torch.no_grad()
+def mean_logits(checkpoint: str | Path, **images: torch.Tensor) -> dict[str, float]:
+    """Mean logit of the averaged discriminator for sets of images [N, C, H, W]: {"logits_NAME": ...}. If it has learned the
+    training images by heart, it finds them much more real than test images."""
+    model = dlsgan.load(checkpoint)
+    images |= {"generated": torch.cat([model.sample(10, seed) for seed in range(len(images["test"]) // 10 + 1)])}
+    return {f"logits_{name}": torch.cat([model.discriminator(part.clamp(-1, 1))[0] for part in x.split(50)]).mean().item()
+            for name, x in images.items()}
+
+
 def export(run: str, command: str, name: str = "", images: int = 1000, inception: str | None = None) -> Path:
     """Writes pretrained/NAME.pt, results/runs/NAME.json and the model card; returns the first."""
     config, state = dlsgan.read_checkpoint(run)
@@ -89,6 +99,7 @@ def export(run: str, command: str, name: str = "", images: int = 1000, inception
     samples, others = measures.main(run, inception).values()
     exported = {"stored_as": precision, "bytes": size, "images": seen, "test_images": len(test)} | measured[precision]
     exported |= {"trained_on": len(train_set), "swd": samples["swd mean"], "swd_test": others["swd mean"]}
+    exported |= mean_logits(run, train=dlsgan.to_float(train_set[:images]), test=test)
     exported |= {"fid": samples["FID"], "fid_test": others["FID"]} if inception else {}
     exported |= {"distances": {"samples": samples, "other test images": others}}
     exported["distance_images"] = min(2000, len(test_set)) // 2  # of measures.main
