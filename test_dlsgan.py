@@ -1712,6 +1712,12 @@ def test_the_comparison_from_training_to_table(tiny_plain, tmp_path, monkeypatch
     capsys.readouterr()
     compare.run("dlsgan", config, tmp_path)
     assert "already measured" in capsys.readouterr().out
+    (tmp_path / "cartoon-48/compare-dlsgan.json").unlink()
+    again = compare.run("dlsgan", config, tmp_path)  # from the finished run, without a training step
+    same = {*again} - {"seconds_per_image", "swd_of_other_test_images"}
+    assert {key: again[key] for key in same} == {key: rows["dlsgan"][key] for key in same}
+    with pytest.raises(dlsgan.UserError, match="cartoon-48/dlsgan holds a run with other settings"):
+        compare.METHODS["dlsgan"](dataclasses.replace(config, lr=1e-3), images, tmp_path / "cartoon-48")
 
 
 def test_lia_and_inversion_by_optimisation_from_training_to_figure(tiny_plain, tmp_path, capsys):

@@ -15,8 +15,9 @@ two spend two thirds on a GAN and one third on the encoder, where an image count
     python -m toy_experiments.compare table --dataset mnist --images 24000              CSV, JSON and figure of what has run
 
 A method that was stopped goes on where it was (runs/DATASET-IMAGES); one that is finished is not repeated; lia.py shares
-what it has trained. About 5 minutes on one core for each method at 24,000 images. The second command writes
-results/compare-mnist.json, .csv and .png, prints the table in Markdown, and names the methods that are not there yet.
+what it has trained, and `python dlsgan.py --preset celeba64 --out runs/celeba-400000/dlsgan` is the method dlsgan. About 5
+minutes on one core for each method at 24,000 images. The second command writes results/compare-mnist.json, .csv and .png,
+prints the table in Markdown, and names the methods that are not there yet.
 """
 
 import csv
@@ -73,10 +74,14 @@ class Optimised(dlsgan.DLSGAN):
 
 
 def train_dlsgan(config, images, folder, scaled=True):
-    config, record = dataclasses.replace(config, latent_scale=scaled), {}
-    torch.manual_seed(config.seed)
-    name = "dlsgan" if scaled else "no-scale"
-    return common.train_gan(dlsgan.build(config), config, images, folder / f"{name}.pt", record), record["seconds"]
+    out = folder / ("dlsgan" if scaled else "no-scale")  # a run as `python dlsgan.py --out` leaves it, finished or not
+    config = dataclasses.replace(config, latent_scale=scaled, out=str(out))
+    if resume := any(out.glob("checkpoint*.pt")):
+        here = {key: getattr(config, key) for key in ("data_dir", "device", "threads", "out")}  # may differ
+        same = dataclasses.replace(dlsgan.read_checkpoint(out)[0], **here) == config
+        dlsgan.require(same, f"{out} holds a run with other settings: move it away to start again")
+    list(dlsgan.train(config, resume))
+    return dlsgan.load(out, config.device), dlsgan.read_checkpoint(out)[1]["seconds"]
 
 
 def train_encoder_after(config, images, folder):
@@ -133,8 +138,7 @@ def measure(model: dlsgan.DLSGAN, test: Tensor, inception: torch.nn.Module | Non
     result = {key: value for key, value in dlsgan.evaluate(model, few).items() if key in COLUMNS}
     with torch.no_grad():
         samples = torch.cat([model.sample(50, seed).cpu() for seed in range(-(-len(test) // 50))])[: len(test)]
-        x = few[:32].to(device)
-        before = common.clock(device)
+        x, before = few[:32].to(device), common.clock(device)
         model.encode(x)
         result["seconds_per_image"] = (common.clock(device) - before) / len(x)
     networks = [model.generator] + [model.discriminator] * (not isinstance(model, Optimised))
@@ -178,9 +182,9 @@ def table(config: dlsgan.Config, runs: Path = Path("runs"), results: Path = comm
     if not rows:
         raise dlsgan.UserError(f"nothing in {folder}: first python -m toy_experiments.compare run METHOD")
     options = f"--dataset {config.dataset} --images {config.images}"
-    result = {"command": f"python -m toy_experiments.compare run {options}", "images": config.images, "seed": config.seed,
-              "machine": f"one thread of a busy machine, {processor()}; seconds and minutes are of processor time"}
-    result |= {"missing": sorted(METHODS.keys() - {row["method"] for row in rows}), "rows": rows}
+    machine = f"one thread of a busy machine, {processor()}; seconds are of processor time, as are minutes but for dlsgan's"
+    result = {"command": f"python -m toy_experiments.compare run {options}", "images": config.images, "seed": config.seed}
+    result |= {"machine": machine, "missing": sorted(METHODS.keys() - {row["method"] for row in rows}), "rows": rows}
     columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in rows)}
     stem = results / f"compare-{config.dataset}"
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
