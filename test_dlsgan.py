@@ -1278,6 +1278,8 @@ def test_an_exported_model_is_the_run_in_half_precision(kept, capsys, monkeypatc
     assert model.generator.constant.dtype == torch.float32
     x = dlsgan.cartoon_faces(4, 16)[0]
     torch.testing.assert_close(model.encode(x), dlsgan.load("mine").encode(x), atol=1e-2, rtol=1e-2)
+    with pytest.raises(dlsgan.UserError, match="mine.pt/metrics.jsonl cannot be read"):
+        export.export(str(path), "again")
     with pytest.raises(dlsgan.UserError, match="pretrained/yours.pt cannot be read: .*; there: mine$"):
         dlsgan.load_pretrained("yours")
 
@@ -1737,6 +1739,10 @@ def test_lia_and_inversion_by_optimisation_from_training_to_figure(tiny_plain, t
     expected = dlsgan.psnr(x, dlsgan.load("run").reconstruct(x).clamp(-1, 1)).mean().item()
     assert found["DLSGAN"]["w"]["summary"]["encoder alone"]["psnr"] == pytest.approx(expected, abs=0.02)
     assert (tmp_path / "invert_by_optimization-cartoon.png").exists()
+    export.write(Path("small.pt"), config, 16, dlsgan.read_checkpoint("run")[1]["ema"])
+    exported = invert_by_optimization.main("small.pt", None, "", 3, 6, tmp_path)
+    assert exported["training_images"] == {"DLSGAN": 16} == {"DLSGAN": found["training_images"]["DLSGAN"]}
+    assert exported["DLSGAN"]["w"]["summary"]["encoder alone"]["psnr"] == pytest.approx(expected, abs=0.02)
     with pytest.raises(dlsgan.UserError, match="no finished LIA in run"):
         invert_by_optimization.main("run", "run", "", 3, 6, tmp_path)
 

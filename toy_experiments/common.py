@@ -42,6 +42,11 @@ def configure(dataset: str, **changes) -> dlsgan.Config:
     return config
 
 
+def images_seen(config: dlsgan.Config, state: dict) -> int:
+    """Real images that a checkpoint was trained on (dlsgan.read_checkpoint); exported weights say it themselves."""
+    return state["images"] if "images" in state else state["step"] * config.batch_size
+
+
 def clock(device: str | torch.device) -> float:
     """Seconds of processor time on a CPU, where other programs may run, too; elsewhere time."""
     return time.process_time() if str(device) == "cpu" else time.perf_counter()

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import dlsgan
-from toy_experiments import measures, results
+from toy_experiments import common, measures, results
 
 LIMIT = 12_000_000  # bytes
 TOLERANCE = {"l_enc": 0.002, "psnr_generated": 0.02, "psnr_test": 0.02}
@@ -79,11 +79,12 @@ def mean_logits(checkpoint: str | Path, **images: torch.Tensor) -> dict[str, flo
 def export(run: str, command: str, name: str = "", images: int = 1000, inception: str | None = None) -> Path:
     """Writes pretrained/NAME.pt, results/runs/NAME.json and the model card; returns the first."""
     config, state = dlsgan.read_checkpoint(run)
+    results.evaluations(run)  # a UserError here, before anything is written
     name = name or Path(run).resolve().name
     path = dlsgan.PRETRAINED / f"{name}.pt"
     train_set, test_set = dlsgan.LOADERS[config.dataset](config)
     test = dlsgan.to_float(test_set[:images])
-    seen = state["step"] * config.batch_size
+    seen = common.images_seen(config, state)
     measured = {"float32": measure(run, test)}
     write(path, config, seen, half_precision(state["ema"]))
     measured["float16"] = measure(path, test)

@@ -157,7 +157,7 @@ def main(checkpoint: str, data_dir: str = "", labelled: int = 8000, faces: int =
     result, editors = experiment(model, judge, images, labels, test, names)
     command = f"python -m toy_experiments.interfacegan --checkpoint runs/{Path(checkpoint).resolve().name}"
     result = {"command": command, "machine": processor(), "minutes": round((time.perf_counter() - started) / 60, 2),
-              "model": {"images": state["step"] * config.batch_size, "latent_dim": config.latent_dim},
+              "model": {"images": common.images_seen(config, state), "latent_dim": config.latent_dim},
               "unit": UNITS[config.dataset], "labelled": len(images), "faces": len(test), "names": list(names),
               "judge": {name: dict(zip(names, values, strict=True)) for name, values in scores.items()}, **result}
     report(result)

@@ -111,7 +111,7 @@ def main(
     if count < 1 or steps < 1:
         raise dlsgan.UserError("--count and --steps must be at least 1")
     config, state = dlsgan.read_checkpoint(checkpoint)
-    models, trained = {"DLSGAN": dlsgan.load(checkpoint)}, {"DLSGAN": state["step"] * config.batch_size}
+    models, trained = {"DLSGAN": dlsgan.load(checkpoint)}, {"DLSGAN": common.images_seen(config, state)}
     if lia_folder:
         models["LIA"], other = lia.load(lia_folder)
         if (other.dataset, other.resolution) != (config.dataset, config.resolution):
@@ -167,7 +167,7 @@ def draw(result: dict, pictures: dict, x: Tensor, path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="folder of a run of dlsgan.py, or a checkpoint")
+    parser.add_argument("--checkpoint", required=True, help="a run of dlsgan.py, or pretrained/celeba64.pt")
     parser.add_argument("--lia", dest="lia_folder", help="folder of a run of lia.py")
     parser.add_argument("--data-dir", default="", help="where the data is (default: data/DATASET)")
     parser.add_argument("--count", type=int, default=16, help="test images (default: 16)")
