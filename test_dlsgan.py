@@ -1420,7 +1420,7 @@ class Recorder:
 
 def test_one_mask_a_column_is_shared_by_all_rows_of_figure_11():
     model = Recorder()
-    run = paper_figures.Run("r", "with latent scale", "k", model, tiny(), {"measures": {"v": [0.9] * 200}})
+    run = paper_figures.Run("r", "with latent scale", "k", model, tiny(), {"exported": {"v": [0.9] * 200}})
     paper_figures.flips([run], torch.zeros(6, 3, 16, 16), rows=4, columns=30)
     assert len(model.decoded) == 30 + 1 and (model.decoded[-1] == 1).all()  # the reconstructions are not flipped
     masks = torch.stack(model.decoded[:-1])  # [columns, rows, d]
@@ -1454,6 +1454,44 @@ def test_every_figure_of_the_paper_is_drawn(kept, monkeypatch, capsys):
     assert len(paper_figures.main("pretrained/with.pt", "none", data_dir="c")) == 11
     numbers = {part for name in paper_figures.FIGURES for part in name.split("-") if part.isdigit()}
     assert numbers == {str(i) for i in range(1, 12)}  # every figure of the paper
+
+
+def test_the_pages_tell_of_the_pair_what_was_measured():
+    names = ("celeba64", "celeba64-no-scale", "celeba128")
+    text, toys = (" ".join((ROOT / page).read_text().split()) for page in ("README.md", "toy_experiments/README.md"))
+    assert " ".join(results.compare(list(names)).split("\n\n")[0].split()) in toys
+    kept = [results.load(name) for name in names]
+    a, b, large = (result["exported"] for result in kept)
+    assert a["images"] == b["images"] == 400_000 and large["images"] >= 150_000
+    differ = {key for key in kept[0]["settings"] if kept[0]["settings"][key] != kept[1]["settings"][key]}
+    assert differ == {"latent_scale"}
+    gains = {n: [format(x[f"gain_{n}"], form) for x in (a, b)] for n, form in (("generated", "+.1f"), ("test", "+.2f"))}
+    assert f"L_enc from {b['l_enc']:.2f} to {a['l_enc']:.2f}" in text
+    assert f"less far apart: {a['l_enc']:.2f} and {b['l_enc']:.2f}, where" in toys
+    assert f"the error of z is larger with the scale ({a['mse_z']:.2f} against {b['mse_z']:.2f})" in toys
+    assert f"({gains['test'][0]} against {gains['test'][1]} dB over the mean face)" in text
+    assert f"it is worth {a['gain_test'] - b['gain_test']:.1f} dB here" in text
+    difference = f"{a['gain_generated'] - b['gain_generated']:.1f} dB"
+    assert f"By {difference} ({gains['generated'][0]} against {gains['generated'][1]} over each one's mean image)" in toys
+    assert f"{difference} better" in text
+    assert f"SSIM {a['ssim_generated']:.2f} against {b['ssim_generated']:.2f}" in toys
+    assert f"{gains['test'][0]} dB against {gains['test'][1]} over the mean face" in toys
+    assert f"{a['swd']:.1f} against {b['swd']:.1f} (other test images: {a['swd_test']:.1f})" in toys
+    assert f"spread {a['spread']:.2f} and {b['spread']:.2f}" in toys
+    assert f"{a['active']} of 64 dimensions have v above 1/2" in toys and f", {b['active']} of them above 1/2" in toys
+    assert f"between {min(b['v']):.1f} and {max(b['v']):.1f} everywhere" in toys
+    told = "L_enc {l_enc:.2f}, {active} active dimensions, {gain_generated:+.1f} dB on generated images and {gain_test:+.1f}"
+    assert told.format(**large) + " dB on test images" in toys
+    assert f"The entropy of z * s is {a['entropy']:.1f} against {b['entropy']:.1f} nats" in toys
+    pairs = [[f"{x[f'logits_{name}']:+.2f}" for name in ("train", "test")] for x in (a, b)]
+    assert f"({'; '.join(' and '.join(pair) for pair in pairs)})" in toys
+    descent = json.loads((ROOT / "toy_experiments/results/invert_by_optimization-celeba.json").read_text())["DLSGAN"]
+    alone, ends = descent["z"]["summary"]["encoder alone"], [descent[s]["summary"]["encoder + 500 steps"] for s in "zw"]
+    told = "goes from {:.1f} to {:.1f} dB in 500 steps on z, and to {:.1f} dB on w"
+    assert told.format(*(end["psnr"] for end in (alone, *ends))) in toys
+    shown = {path.stem for path in (ROOT / "toy_experiments/results/paper/celeba64").glob("*.png")}
+    assert shown == {"figure-" * name[0].isdigit() + name for name in paper_figures.FIGURES}
+    assert all(f"results/paper/celeba64/{name}.png" in toys for name in shown)
 
 
 def test_the_authors_spectrum_is_whole():
@@ -3305,11 +3343,28 @@ def test_r06_the_spectrum_of_the_author():
     says("R06", str(len(active)), str(len(v)), f"{min(active):.2f}", f"{max(others):.2f}")
 
 
-def test_r07_celeba64():
-    kept = results.load("celeba64")
-    e, cost = kept["exported"], (f"{kept['measures']['images']:,}", f"{kept['minutes']:.0f}")
-    shown = f"{e['images']:,}", str(e["active"]), str(kept["latent_dim"]), f"{e['l_enc']:.2f}", f"{e['spread']:.2f}"
-    says("R07", *cost, *shown)
+def celeba_runs():
+    kept = [results.load(name) for name in ("celeba64", "celeba64-no-scale", "celeba128")]
+    return kept, [result["exported"] for result in kept]
+
+
+def test_r07_what_the_celeba_runs_cost():
+    kept, (a, b, large) = celeba_runs()
+    minutes = [f"{result['minutes']:.0f}" for result in kept]
+    assert a["images"] == b["images"]
+    says("R07", minutes[0], f"{a['images']:,}", minutes[1], "128", minutes[2], f"{large['images']:,}")
+
+
+def test_r09_celeba_with_and_without_scale():
+    kept, (a, b, _) = celeba_runs()
+    assert a["l_enc"] < b["l_enc"] and a["active"] > b["active"]
+    says("R09", f"{a['l_enc']:.2f}", str(a["active"]), str(kept[0]["latent_dim"]), f"{b['l_enc']:.2f}", str(b["active"]))
+
+
+def test_r10_celeba_reconstructions():
+    _, (a, b, _) = celeba_runs()
+    assert a["gain_test"] - b["gain_test"] < 0.3 < a["gain_generated"] - b["gain_generated"]
+    says("R10", *(f"{x[f'gain_{name}']:+.2f}" for name in ("generated", "test") for x in (a, b)))
 
 
 def test_r08_what_the_encoder_knows_of_a_cartoon_face():

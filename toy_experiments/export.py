@@ -63,7 +63,7 @@ def measure(checkpoint: str | Path, test: torch.Tensor) -> dict:
     """dlsgan.evaluate of a trained model, and the measures of its latent scale."""
     model = dlsgan.load(checkpoint)
     scale = {key: value.item() for key, value in model.latent_scale.measures().items() if key != "active"}
-    return {key: value for key, value in dlsgan.evaluate(model, test).items() if key != "v"} | scale
+    return dlsgan.evaluate(model, test) | scale
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def export(run: str, command: str, name: str = "", images: int = 1000, inception
     write(path, config, seen, half_precision(state["ema"]))
     measured["float16"] = measure(path, test)
     for precision, values in measured.items():
-        print(f"{precision}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
+        print(f"{precision}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "v"))
     stored, exact = measured["float16"], measured["float32"]
     precision = "float16" if all(abs(stored[key] - exact[key]) <= most for key, most in TOLERANCE.items()) else "float32"
     if precision == "float32":

@@ -17,7 +17,7 @@ An edit can only be as good as the encoder: what a reconstruction does not keep 
 the judge reads off test images and off their reconstructions), no direction can change. Look at that line first.
 
     python -m toy_experiments.interfacegan --checkpoint runs/cartoon      about 3 minutes on one core
-    python -m toy_experiments.interfacegan --checkpoint runs/celeba64     about 15 minutes on one core
+    python -m toy_experiments.interfacegan --checkpoint runs/celeba64     about 4 minutes on one core
 
 Expected printout: for each attribute the judge's own score, what is kept, the accuracy of the SVM; for each way to edit,
 the change of the target and the largest change of another attribute.

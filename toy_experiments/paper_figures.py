@@ -130,7 +130,7 @@ def flips(runs: list[Run], test: Tensor, rows: int = 6, columns: int = 9, probab
     left = dlsgan.grid(torch.stack((x, run.model.decode(z_hat)), 1))
     bar = np.full((left.shape[0], x.shape[-1] // 4, *left.shape[2:]), 255, np.uint8)
     figure, (axis,) = blank(9, 5)
-    active = torch.tensor(run.kept["measures"]["v"]) > 0.5
+    active = torch.tensor(run.kept["exported"]["v"]) > 0.5
     title = f"{masks.sum(1).float().mean():.1f} elements of {len(active)}, of {int(active.sum())} active ones "
     title += f"{masks[:, active].sum(1).float().mean():.1f} a column" if active.any() else "(none are active)"
     show(axis, np.concatenate((left, bar, dlsgan.grid(flipped)), 1),
@@ -141,7 +141,7 @@ def flips(runs: list[Run], test: Tensor, rows: int = 6, columns: int = 9, probab
 def spectrum(runs: list[Run], test: Tensor | None) -> Figure:
     figure, (axis,) = blank(7.5, 3.6)
     author = json.loads((RESULTS / "author_celeba128_v.json").read_text())["v"]
-    lines = [(f"here, {run.label}", run.kept["measures"]["v"], run.colour) for run in runs]
+    lines = [(f"here, {run.label}", run.kept["exported"]["v"], run.colour) for run in runs]
     for label, v, colour in [*lines, ("the author's CelebA-128 model", author, "0.45")]:
         shown = sorted(v, reverse=True)[: max(len(v) for _, v, _ in lines)]
         text = f"{label}: {sum(x > 0.5 for x in v)} of {len(v)} active"
@@ -163,7 +163,7 @@ def interpolation(runs: list[Run], test: Tensor, rows: int = 5, steps: int = 7) 
 
 
 def traversal(runs: list[Run], test: Tensor | None, rows: int = 8, columns: int = 9) -> Figure:
-    run, v = runs[-1], torch.tensor(runs[-1].kept["measures"]["v"])
+    run, v = runs[-1], torch.tensor(runs[-1].kept["exported"]["v"])
     order, values = v.argsort(descending=True)[:rows], torch.linspace(-2.5, 2.5, columns)
     z = torch.zeros(len(order), columns, len(v))
     z[torch.arange(len(order))[:, None], torch.arange(columns), order[:, None]] = values
