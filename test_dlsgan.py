@@ -2086,6 +2086,15 @@ def test_interfacegan_on_each_data_set(capsys):
     assert "largest leakage" in capsys.readouterr().out
 
 
+def test_what_the_page_says_of_attributes_on_celeba():
+    result = json.loads((ROOT / "toy_experiments/results/interfacegan-celeba.json").read_text())
+    assert result["command"].endswith("--checkpoint pretrained/celeba64.pt") and result["model"]["images"] == 400_000
+    change = np.array(result["ways"]["s*z, conditional"]["mean_change"]).diagonal()
+    found = dict(zip(result["names"], change, strict=True))
+    assert min(found["Bangs"], found["Male"]) > 0.45 > max(found[name] for name in ("Smiling", "Eyeglasses", "Young"))
+    assert result["kept"]["Smiling"] < 0.03
+
+
 def test_interfacegan_says_what_it_cannot_edit():
     write_mnist(Path("m"))
     list(dlsgan.train(tiny(dataset="mnist", data_dir="m", out="mnist", images=8)))

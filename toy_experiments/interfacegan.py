@@ -155,7 +155,8 @@ def main(checkpoint: str, data_dir: str = "", labelled: int = 8000, faces: int =
                   "share of test images": test_labels.mean(0).round(4).tolist()}
         images, labels, test = dlsgan.to_float(train_images[fit]), labels[fit], dlsgan.to_float(test_images[:faces])
     result, editors = experiment(model, judge, images, labels, test, names)
-    command = f"python -m toy_experiments.interfacegan --checkpoint runs/{Path(checkpoint).resolve().name}"
+    shown = f"runs/{Path(checkpoint).name}" if Path(checkpoint).is_absolute() else checkpoint
+    command = f"python -m toy_experiments.interfacegan --checkpoint {shown}"
     result = {"command": command, "machine": processor(), "minutes": round((time.perf_counter() - started) / 60, 2),
               "model": {"images": common.images_seen(config, state), "latent_dim": config.latent_dim},
               "unit": UNITS[config.dataset], "labelled": len(images), "faces": len(test), "names": list(names),
