@@ -22,7 +22,6 @@ prints the table in Markdown, and names the methods that are not there yet.
 
 import csv
 import dataclasses
-import importlib
 import json
 import math
 from pathlib import Path
@@ -32,28 +31,29 @@ import torch
 from torch import Tensor
 
 import dlsgan
-from toy_experiments import common, lia, measures
+from toy_experiments import common, eigengan, lia, measures
 from toy_experiments.invert_by_optimization import optimise
 from toy_experiments.results import processor
 
 COLUMNS = {  # of the table: (heading, format)
     "mse_test": ("MSE, test", ".3f"),
-    "psnr_test": ("PSNR, test", ".2f"),
+    "psnr_test": ("PSNR, dB, test", ".2f"),
     "ssim_test": ("SSIM, test", ".2f"),
-    "gain_test": ("gain over the mean image, test", "+.2f"),
+    "gain_test": ("gain over the mean image, dB, test", "+.2f"),
     "mse_generated": ("MSE, generated", ".3f"),
-    "psnr_generated": ("PSNR, generated", ".2f"),
+    "psnr_generated": ("PSNR, dB, generated", ".2f"),
     "ssim_generated": ("SSIM, generated", ".2f"),
-    "gain_generated": ("gain, generated", "+.2f"),
+    "gain_generated": ("gain over the mean image, dB, generated", "+.2f"),
     "spread": ("spread", ".2f"),
-    "swd": ("SWD x 1000", ".0f"),
+    "swd": ("SWD x 1000 of samples", ".1f"),
+    "swd_of_other_test_images": ("SWD x 1000 of other test images", ".1f"),
     "fid": ("FID", ".1f"),
-    "seconds_per_image": ("seconds an inverted image", ".4f"),
-    "parameters": ("parameters of generator and encoder", ",d"),
+    "seconds_per_image": ("seconds to invert an image", ".4f"),
+    "parameters": ("parameters, generator and encoder", ",d"),
     "images": ("training images", ",d"),
-    "minutes": ("minutes", ".1f"),
+    "minutes": ("minutes of training", ".0f"),
 }
-SAMPLES, PATCHES = 1000, 16  # images on either side of the distances between sets, patches an image for SWD
+SAMPLES = 1000  # images on either side of the distances between sets
 
 
 class Optimised(dlsgan.DLSGAN):
@@ -100,10 +100,6 @@ def train_lia(config, images, folder, kind="lia"):
 
 
 def train_eigengan(config, images, folder):
-    try:
-        eigengan = importlib.import_module("toy_experiments.eigengan")
-    except ModuleNotFoundError:
-        raise dlsgan.UserError("toy_experiments/eigengan.py is not there") from None
     first, second = {}, {}
     stage_1 = dataclasses.replace(config, images=round(lia.GAN_SHARE * config.images))
     generator = eigengan.train(stage_1, images, path=folder / "gan-eigengan.pt", record=first)
@@ -143,7 +139,7 @@ def measure(model: dlsgan.DLSGAN, test: Tensor, inception: torch.nn.Module | Non
         result["seconds_per_image"] = (common.clock(device) - before) / len(x)
     networks = [model.generator] + [model.discriminator] * (not isinstance(model, Optimised))
     result["parameters"] = sum(p.numel() for network in networks for p in network.parameters())
-    result["swd"] = measures.swd(samples, test, PATCHES)["mean"]
+    result["swd"] = measures.swd(samples, test)["mean"]
     return result | ({"fid": measures.fid(samples, test, inception)} if inception else {})
 
 
@@ -164,7 +160,7 @@ def run(method: str, config: dlsgan.Config, runs: Path = Path("runs"), inception
     result = {"method": method, "seed": config.seed, "images": used, "minutes": seconds / 60}
     result |= measure(model, test, network)
     others = dlsgan.to_float(test_images[SAMPLES : 2 * SAMPLES])  # what a perfect generator could reach
-    result["swd_of_other_test_images"] = measures.swd(others, test, PATCHES)["mean"] if len(others) else math.nan
+    result["swd_of_other_test_images"] = measures.swd(others, test)["mean"] if len(others) else math.nan
     with torch.no_grad():
         x = test[:8].to(next(model.parameters()).device)
         pictures = {"x": x, "reconstructions": model.reconstruct(x), "samples": model.sample(8)}
@@ -182,26 +178,30 @@ def table(config: dlsgan.Config, runs: Path = Path("runs"), results: Path = comm
     if not rows:
         raise dlsgan.UserError(f"nothing in {folder}: first python -m toy_experiments.compare run METHOD")
     options = f"--dataset {config.dataset} --images {config.images}"
-    machine = f"one thread of a busy machine, {processor()}; seconds are of processor time, as are minutes but for dlsgan's"
+    machine = f"one thread of {processor()}; times are of the processor, only minutes of dlsgan and no-scale of the clock"
     result = {"command": f"python -m toy_experiments.compare run {options}", "images": config.images, "seed": config.seed}
     result |= {"machine": machine, "missing": sorted(METHODS.keys() - {row["method"] for row in rows}), "rows": rows}
-    columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in rows)}
+    columns = [key for key in COLUMNS if any(key in row for row in rows)]
     stem = results / f"compare-{config.dataset}"
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     with open(stem.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.DictWriter(file, ("method", *columns), extrasaction="ignore", restval="")
-        writer.writerows(({"method": "method"} | {key: key for key in columns}, *rows))
-    print("| method | " + " | ".join(heading for heading, _ in columns.values()) + " |")
-    print("|---" * (1 + len(columns)) + "|")
-    for row in rows:
-        cells = (format(row[key], form) if key in row else "absent" for key, (_, form) in columns.items())
-        print(f"| {row['method']} | " + " | ".join(cells) + " |")
-    if result["missing"]:
-        print(f"not there: {', '.join(result['missing'])}")
-    if "fid" not in columns:
-        print("FID: absent (run with --inception FILE)")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(markdown(rows))
+    print(f"not there: {', '.join(result['missing']) or 'nothing'}")
+    print("" if "fid" in columns else "FID: absent (run with --inception FILE)")
     draw(rows, folder, stem.with_suffix(".png"), f"{config.dataset}, {config.images:,} training images a method")
     return result
+
+
+def markdown(rows: list[dict]) -> str:
+    """What `table` keeps, with a column for each method."""
+    lines = [["", *(row["method"] for row in rows)], ["---"] * (1 + len(rows))]
+    for key, (heading, form) in COLUMNS.items():
+        cells = [format(row[key], form) if key in row else "absent" for row in rows]
+        lines += [[heading, *cells]] if any(key in row for row in rows) else []
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def draw(rows: list[dict], folder: Path, path: Path, title: str) -> None:
