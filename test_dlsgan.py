@@ -1732,12 +1732,12 @@ def test_the_comparison_from_training_to_table(tiny_plain, tmp_path, monkeypatch
     result = compare.table(config, tmp_path, tmp_path)
     rows = {row["method"]: row for row in result["rows"]}
     assert rows.keys() == compare.METHODS.keys() and not result["missing"]
-    assert json.loads((tmp_path / "compare-cartoon.json").read_text())["images"] == 48
-    with open(tmp_path / "compare-cartoon.csv") as file:
+    assert json.loads((tmp_path / "compare-cartoon-48.json").read_text())["images"] == 48
+    with open(tmp_path / "compare-cartoon-48.csv") as file:
         table = list(csv.DictReader(file))
     assert [float(row["psnr_test"]) for row in table] == [row["psnr_test"] for row in result["rows"]]
     model, _ = compare.METHODS["lia-mlp"](config, images, tmp_path / "cartoon-48")  # trained already
-    x = dlsgan.to_float(test_images)
+    x = dlsgan.to_float(test_images[: len(test_images) // 2])  # the others are for the yardstick of distances
     y = lia.without_map(model.generator)(model.discriminator(x)[1]).clamp(-1, 1)
     assert rows["lia-mlp"]["mse_test"] == pytest.approx((x - y).square().mean().item(), rel=1e-4)
     networks = (model.generator, model.discriminator)
@@ -1749,10 +1749,16 @@ def test_the_comparison_from_training_to_table(tiny_plain, tmp_path, monkeypatch
     assert "already measured" in capsys.readouterr().out
     (tmp_path / "cartoon-48/compare-dlsgan.json").unlink()
     again = compare.run("dlsgan", config, tmp_path)  # from the finished run, without a training step
-    same = {*again} - {"seconds_per_image", "swd_of_other_test_images"}
+    same = {*again} - {"seconds_per_image"}
     assert {key: again[key] for key in same} == {key: rows["dlsgan"][key] for key in same}
     with pytest.raises(dlsgan.UserError, match="cartoon-48/dlsgan holds a run with other settings"):
         compare.METHODS["dlsgan"](dataclasses.replace(config, lr=1e-3), images, tmp_path / "cartoon-48")
+    with pytest.raises(dlsgan.UserError, match="nothing in"):  # the rows are those of another seed
+        compare.table(dataclasses.replace(config, seed=1), tmp_path, tmp_path)
+    row = tmp_path / "cartoon-48/compare-lia.json"
+    row.write_text(row.read_text().replace('"swd_of_other_test_images": ', '"swd_of_other_test_images": 1'))
+    with pytest.raises(dlsgan.UserError, match="measured on different images: delete"):
+        compare.table(config, tmp_path, tmp_path)
 
 
 def test_lia_and_inversion_by_optimisation_from_training_to_figure(tiny_plain, tmp_path, capsys):
@@ -1783,7 +1789,8 @@ def test_lia_and_inversion_by_optimisation_from_training_to_figure(tiny_plain, t
 @pytest.mark.parametrize("command, told", [
     ("lia --dataset nonsense", "unknown data set 'nonsense'"),
     ("lia --images 0", "--images 0 is out of range"),
-    ("compare run nonsense", "unknown method 'nonsense'"),
+    ("compare run dlsgan nonsense", "unknown method 'nonsense'"),
+    ("compare run --dataset mnist nonsense", "unknown method 'nonsense'"),
     ("compare table", "nothing in runs/cartoon-24000"),
     ("invert_by_optimization --checkpoint nowhere", "nowhere cannot be read"),
     ("invert_by_optimization --checkpoint x --steps 0", "--count and --steps must be at least 1"),
