@@ -161,7 +161,7 @@ def run(method: str, config: dlsgan.Config, runs: Path = Path("runs"), inception
     model, seconds = METHODS[method](config, images, folder)
     used = round(lia.GAN_SHARE * config.images) if method == "optimisation" else config.images
     result = {"method": method, "seed": config.seed, "images": used, "minutes": seconds / 60}
-    result["machine"] = f"{dlsgan.pick_device(config.device).type}, {config.threads or 'all'} threads, {processor()}"
+    result["machine"] = f"{processor()}; device {dlsgan.pick_device(config.device)}, threads {config.threads or 'all'}"
     result |= measure(model, test, network)
     result["swd_of_other_test_images"] = measures.swd(others, test)["mean"]  # what a perfect generator could reach
     with torch.no_grad():
