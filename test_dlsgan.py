@@ -1714,6 +1714,40 @@ def test_the_starts_in_both_spaces_are_the_same_images(invertible):
     assert w["codes"]["mean"].std(0).max() < 1e-6
 
 
+def test_the_pages_tell_of_the_comparison_what_was_measured():
+    text, toys = (" ".join((ROOT / page).read_text().split()) for page in ("README.md", "toy_experiments/README.md"))
+    kept = [json.loads((ROOT / f"toy_experiments/results/compare-{stem}.json").read_text())
+            for stem in ("mnist-200000", "celeba-400000")]
+    assert all(" ".join(compare.markdown(result["rows"]).split()) in toys for result in kept)
+    assert not kept[0]["missing"] and [row["method"] for row in kept[1]["rows"]] == ["dlsgan", "no-scale", "lia"]
+    digits, photos = ({row["method"]: row for row in result["rows"]} for result in kept)
+    told = {method: (f"{row['gain_test']:+.2f}", f"{row['gain_generated']:+.2f}") for method, row in digits.items()}
+    best = sorted(digits, key=lambda method: -digits[method]["gain_test"])
+    assert best == ["optimisation", "lia-mlp", "lia", "eigengan", "dlsgan", "no-scale", "encoder-after"]
+    assert f"by far ({told['optimisation'][0]} dB over the mean image on MNIST" in toys
+    assert f"is invertible ({told['lia'][0]} dB) or not ({told['lia-mlp'][0]})" in toys
+    assert f"EigenGAN's is first ({told['eigengan'][0]} dB" in toys
+    others = (f"DLSGAN ({told['dlsgan'][0]}), the same without scale ({told['no-scale'][0]}) and an encoder trained "
+              f"afterwards ({told['encoder-after'][0]})")
+    assert others in toys
+    gain = {method: row["gain_generated"] for method, row in digits.items()}
+    assert sorted(gain, key=gain.get)[-3:] == ["eigengan", "dlsgan", "optimisation"]
+    lead, own = gain["dlsgan"] - gain["eigengan"], {method: row["gain_generated"] for method, row in photos.items()}
+    assert (f"by {lead:.1f} dB on MNIST ({told['dlsgan'][1]} dB, before EigenGAN with {told['eigengan'][1]}) and by "
+            f"{own['dlsgan'] - own['no-scale']:.1f} dB on CelebA ({own['dlsgan']:+.2f} dB, where LIA has {own['lia']:+.2f})"
+            f", and only descent comes higher ({told['optimisation'][1]} on MNIST)") in toys
+    low, high = (f"{extreme(row['swd'] for row in digits.values()):.1f}" for extreme in (min, max))
+    assert f"distances, {low} to {high} on MNIST and {photos['dlsgan']['swd']:.1f} to {photos['lia']['swd']:.1f}" in toys
+    seconds = {method: row["seconds_per_image"] for method, row in digits.items()}
+    assert sorted(seconds.values())[-1] > 200 * sorted(seconds.values())[-2]
+    above = {method: digits[method]["gain_test"] - digits["dlsgan"]["gain_test"] for method in digits}
+    assert f"trained on real digits: {above['lia']:.1f} dB above DLSGAN's" in text  # lia-mlp, a variant of it, is no worse
+    assert f"descent is {above['optimisation']:.1f} dB above DLSGAN's, at more than 200 times" in text
+    assert f"the best encoder, by {lead:.1f} dB" in text
+    apart = {of: photos["lia"][f"gain_{of}"] - photos["dlsgan"][f"gain_{of}"] for of in ("test", "generated")}
+    assert f"{apart['test']:.1f} dB apart on test images, and {-apart['generated']:.1f} dB, in favour of DLSGAN" in text
+
+
 def test_the_comparison_from_training_to_table(tiny_plain, tmp_path, monkeypatch, capsys):
     config, images, test_images = tiny_plain
     monkeypatch.setattr(compare.Optimised.__init__, "__defaults__", (2,))  # steps
@@ -3376,6 +3410,29 @@ def test_r10_celeba_reconstructions():
     _, (a, b, _) = celeba_runs()
     assert a["gain_test"] - b["gain_test"] < 0.3 < a["gain_generated"] - b["gain_generated"]
     says("R10", *(f"{x[f'gain_{name}']:+.2f}" for name in ("generated", "test") for x in (a, b)))
+
+
+def compared():
+    kept = (f"toy_experiments/results/compare-{stem}.json" for stem in ("mnist-200000", "celeba-400000"))
+    return [{row["method"]: row for row in json.loads((ROOT / path).read_text())["rows"]} for path in kept]
+
+
+def test_r11_methods_on_test_digits():
+    digits, _ = compared()
+    methods = "dlsgan", "no-scale", "encoder-after", "eigengan", "lia", "optimisation"
+    says("R11", *(f"{digits[method]['gain_test']:+.2f}" for method in methods))
+
+
+def test_r12_methods_on_their_own_digits():
+    digits, _ = compared()
+    assert max((row for row in digits.values() if row["method"] != "optimisation"),
+               key=lambda row: row["gain_generated"])["method"] == "dlsgan"
+    says("R12", *(f"{digits[method]['gain_generated']:+.2f}" for method in ("dlsgan", "lia")))
+
+
+def test_r13_methods_on_photographs():
+    _, photos = compared()
+    says("R13", *(f"{photos[method][f'gain_{of}']:+.2f}" for of in ("test", "generated") for method in ("dlsgan", "lia")))
 
 
 def test_r08_what_the_encoder_knows_of_a_cartoon_face():
