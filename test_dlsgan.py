@@ -1488,6 +1488,15 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     alone, ends = descent["z"]["summary"]["encoder alone"], [descent[s]["summary"]["encoder + 500 steps"] for s in "zw"]
     told = "goes from {:.1f} to {:.1f} dB in 500 steps on z, and to {:.1f} dB on w"
     assert told.format(*(end["psnr"] for end in (alone, *ends))) in toys
+    both = json.loads((ROOT / "toy_experiments/results/invert_by_optimization-celeba.json").read_text())
+    spaces = [both[name][space] for name, space in (("DLSGAN", "w"), ("LIA", "y"), ("DLSGAN", "z"), ("LIA", "z"))]
+    end = {start: [f"{at['summary'][f'{start} + 500 steps']['psnr']:.1f}" for at in spaces] for start in ("encoder", "random")}
+    near, far = end["encoder"], end["random"]
+    assert f"at {near[0]} dB on w of DLSGAN and at {near[1]} dB on y of LIA, from random codes at {far[0]} and {far[1]} dB" in toys
+    assert f"on z from the encoder's code at {near[2]} and {near[3]} dB" in toys
+    for at in spaces:
+        psnr = {(start, point["step"]): point["psnr"] for start in ("encoder", "random", "mean") for point in at[start]}
+        assert psnr["encoder", 50] > max(psnr["random", 100], psnr["mean", 100])
     shown = {path.stem for path in (ROOT / "toy_experiments/results/paper/celeba64").glob("*.png")}
     assert shown == {"figure-" * name[0].isdigit() + name for name in paper_figures.FIGURES}
     assert all(f"results/paper/celeba64/{name}.png" in toys for name in shown)
