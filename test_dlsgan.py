@@ -1490,9 +1490,10 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     assert told.format(*(end["psnr"] for end in (alone, *ends))) in toys
     both = json.loads((ROOT / "toy_experiments/results/invert_by_optimization-celeba.json").read_text())
     spaces = [both[name][space] for name, space in (("DLSGAN", "w"), ("LIA", "y"), ("DLSGAN", "z"), ("LIA", "z"))]
-    end = {start: [f"{at['summary'][f'{start} + 500 steps']['psnr']:.1f}" for at in spaces] for start in ("encoder", "random")}
-    near, far = end["encoder"], end["random"]
-    assert f"at {near[0]} dB on w of DLSGAN and at {near[1]} dB on y of LIA, from random codes at {far[0]} and {far[1]} dB" in toys
+    end = "{} + 500 steps"
+    near, far = ([f"{at['summary'][end.format(start)]['psnr']:.1f}" for at in spaces] for start in ("encoder", "random"))
+    assert f"end at {near[0]} dB on w of DLSGAN and at {near[1]} dB on y of LIA, from" in toys
+    assert f"from random codes at {far[0]} and {far[1]} dB" in toys
     assert f"on z from the encoder's code at {near[2]} and {near[3]} dB" in toys
     for at in spaces:
         psnr = {(start, point["step"]): point["psnr"] for start in ("encoder", "random", "mean") for point in at[start]}
@@ -1755,6 +1756,19 @@ def test_the_pages_tell_of_the_comparison_what_was_measured():
     assert f"the best encoder, by {lead:.1f} dB" in text
     apart = {of: photos["lia"][f"gain_{of}"] - photos["dlsgan"][f"gain_{of}"] for of in ("test", "generated")}
     assert f"{apart['test']:.1f} dB apart on test images, and {-apart['generated']:.1f} dB, in favour of DLSGAN" in text
+
+
+def test_the_page_tells_of_lia_what_was_measured():
+    toys = " ".join((ROOT / "toy_experiments/README.md").read_text().split())
+    kept = json.loads((ROOT / "toy_experiments/results/lia-mnist.json").read_text())
+    assert kept["inverse_error"] < 1e-10 and f"exact to {kept['inverse_error']:.0e} in float64" in toys
+    lia, mlp, variational = (kept[name] for name in ("lia", "mlp", "variational"))
+    assert f"({lia['gain_test']:+.1f} against {variational['gain_test']:+.1f} dB on test digits)" in toys
+    last, first = ([x["volatility"][layer] for x in (lia, mlp, variational)] for layer in ("latent_head", "from_rgb"))
+    assert f"{last[0]:.2f} of the mean, against {last[2]:.2f})" in toys
+    assert f"does as well ({mlp['gain_test']:+.1f} dB, {last[1]:.2f})" in toys
+    assert "the least steady ({:.2f} against {:.2f} and {:.2f})".format(*first) in toys
+    assert f"their mean square over test digits is {kept['mean_square_of_z']:.1f}, where" in toys
 
 
 def test_the_comparison_from_training_to_table(tiny_plain, tmp_path, monkeypatch, capsys):
