@@ -1810,6 +1810,12 @@ def test_the_comparison_from_training_to_table(tiny_plain, tmp_path, monkeypatch
     again = compare.run("dlsgan", config, tmp_path)  # from the finished run, without a training step
     same = {*again} - {"seconds_per_image"}
     assert {key: again[key] for key in same} == {key: rows["dlsgan"][key] for key in same}
+    monkeypatch.setattr(measures, "load_inception", lambda path: torch.nn.Identity())
+    monkeypatch.setattr(measures, "fid", lambda samples, test, network: 3.0)
+    assert compare.run("dlsgan", config, tmp_path, "file")["fid"] == 3.0  # measured again, for what was missing
+    capsys.readouterr()
+    compare.table(config, tmp_path, tmp_path)
+    assert f"| FID | 3.0 |{' absent |' * 6}\n" in (told := capsys.readouterr().out) and "FID: absent" not in told
     with pytest.raises(dlsgan.UserError, match="cartoon-48/dlsgan holds a run with other settings"):
         compare.METHODS["dlsgan"](dataclasses.replace(config, lr=1e-3), images, tmp_path / "cartoon-48")
     with pytest.raises(dlsgan.UserError, match="nothing in"):  # the rows are those of another seed
