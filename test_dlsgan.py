@@ -1484,11 +1484,11 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     assert f"The entropy of z * s is {a['entropy']:.1f} against {b['entropy']:.1f} nats" in toys
     pairs = [[f"{x[f'logits_{name}']:+.2f}" for name in ("train", "test")] for x in (a, b)]
     assert f"({'; '.join(' and '.join(pair) for pair in pairs)})" in toys
-    descent = json.loads((ROOT / "toy_experiments/results/invert_by_optimization-celeba.json").read_text())["DLSGAN"]
+    both = json.loads((ROOT / "toy_experiments/results/invert_by_optimization-celeba.json").read_text())
+    descent = both["DLSGAN"]
     alone, ends = descent["z"]["summary"]["encoder alone"], [descent[s]["summary"]["encoder + 500 steps"] for s in "zw"]
     told = "goes from {:.1f} to {:.1f} dB in 500 steps on z, and to {:.1f} dB on w"
     assert told.format(*(end["psnr"] for end in (alone, *ends))) in toys
-    both = json.loads((ROOT / "toy_experiments/results/invert_by_optimization-celeba.json").read_text())
     spaces = [both[name][space] for name, space in (("DLSGAN", "w"), ("LIA", "y"), ("DLSGAN", "z"), ("LIA", "z"))]
     end = "{} + 500 steps"
     near, far = ([f"{at['summary'][end.format(start)]['psnr']:.1f}" for at in spaces] for start in ("encoder", "random"))
@@ -1737,6 +1737,8 @@ def test_the_pages_tell_of_the_comparison_what_was_measured():
     assert f"by far ({told['optimisation'][0]} dB over the mean image on MNIST" in toys
     assert f"is invertible ({told['lia'][0]} dB) or not ({told['lia-mlp'][0]})" in toys
     assert f"EigenGAN's is first ({told['eigengan'][0]} dB" in toys
+    sizes = {name: row["parameters"] for name, row in digits.items()}  # optimisation counts the generator alone
+    assert 1.8 < 1 + (sizes["eigengan"] - sizes["dlsgan"]) / sizes["optimisation"] < 2  # nearly twice as large
     others = (f"DLSGAN ({told['dlsgan'][0]}), the same without scale ({told['no-scale'][0]}) and an encoder trained "
               f"afterwards ({told['encoder-after'][0]})")
     assert others in toys
@@ -1749,6 +1751,11 @@ def test_the_pages_tell_of_the_comparison_what_was_measured():
     low, high = (f"{extreme(row['swd'] for row in digits.values()):.1f}" for extreme in (min, max))
     assert f"distances, {low} to {high} on MNIST (three seeds" in toys
     assert f"and {photos['dlsgan']['swd']:.1f} to {photos['lia']['swd']:.1f} on CelebA" in toys
+    seeds = json.loads((ROOT / "toy_experiments/results/mnist.json").read_text())
+    seeds = [seeds[f"scale-{seed}"]["measures"] for seed in range(3)]
+    assert np.ptp([row["swd"] for row in digits.values()]) < np.ptp([seed["swd"] for seed in seeds])  # "by as much"
+    first, last = np.ptp([digits[name]["gain_test"] for name in best[-3:]]), np.ptp([seed["gain_test"] for seed in seeds])
+    assert f"{first:.2f} dB from first to last, where" in toys and f"of DLSGAN lie {last:.2f} dB apart" in toys
     seconds = {method: row["seconds_per_image"] for method, row in digits.items()}
     assert sorted(seconds.values())[-1] > 200 * sorted(seconds.values())[-2]
     above = {method: digits[method]["gain_test"] - digits["dlsgan"]["gain_test"] for method in digits}

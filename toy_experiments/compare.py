@@ -181,9 +181,10 @@ def table(config: dlsgan.Config, runs: Path = Path("runs"), results: Path = comm
     dlsgan.require(rows, f"nothing in {folder}: first python -m toy_experiments.compare run METHOD")
     same = len({row["swd_of_other_test_images"] for row in rows}) == 1  # the generator has no part in it
     dlsgan.require(same, f"rows in {folder} were measured on different images: delete its compare-*.json and run again")
-    options = f"--dataset {config.dataset} --images {config.images} --seed {config.seed}"
-    result = {"command": f"python -m toy_experiments.compare run {options}", "images": config.images, "seed": config.seed}
-    result |= {"missing": sorted(METHODS.keys() - {row["method"] for row in rows}), "rows": rows}
+    missing, shown = sorted(METHODS.keys() - {row["method"] for row in rows}), [row["method"] for row in rows]
+    command = " ".join(["python -m toy_experiments.compare run", *(shown if missing else ()), f"--dataset {config.dataset}"])
+    result = {"command": f"{command} --images {config.images} --seed {config.seed}", "images": config.images}
+    result |= {"seed": config.seed, "missing": missing, "rows": rows}
     columns = [key for key in COLUMNS if any(key in row for row in rows)]
     stem = results / f"compare-{config.dataset}-{config.images}"
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
@@ -192,8 +193,7 @@ def table(config: dlsgan.Config, runs: Path = Path("runs"), results: Path = comm
         writer.writeheader()
         writer.writerows(rows)
     print(markdown(rows))
-    print(f"not there: {', '.join(result['missing']) or 'nothing'}")
-    print("" if "fid" in columns else "FID: absent (run with --inception FILE)")
+    print(f"not there: {', '.join(missing) or 'nothing'}" + "\nFID: absent (see --inception)" * ("fid" not in columns))
     draw(rows, folder, stem.with_suffix(".png"), f"{config.dataset}, a budget of {config.images:,} training images")
     return result
 
