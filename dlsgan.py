@@ -149,6 +149,21 @@ def make_optimizers(model: DLSGAN, lr: float) -> tuple[torch.optim.Optimizer, to
     networks, fused = (model.generator, model.discriminator), model.latent_scale.v.device.type in ("cpu", "cuda")
     return tuple(torch.optim.Adam(network.parameters(), lr, (0.0, 0.99), fused=fused) for network in networks)
 
+@torch.no_grad()
+def average_weights(average: nn.Module, module: nn.Module, step: int, most: float = 0.999) -> None:
+    """Moving average of parameters after step 0, 1, ...: the decay (1 + step) / (10 + step) rises to `most`, so that the
+    first weights are forgotten soon."""
+    targets, weights = ([p.detach() for p in m.parameters()] for m in (average, module))
+    torch._foreach_lerp_(targets, weights, 1 - min(most, (1 + step) / (10 + step)))
+
+def decay_learning_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float, final: float, progress: float) -> float:
+    """Sets and returns lr * final^progress: from lr at progress 0 exponentially down to lr * final at progress 1."""
+    lr = lr * final**progress
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+    return lr
+
 def train_step(
     model: DLSGAN,
     optimizers: Iterable[torch.optim.Optimizer],  # of G and of D
@@ -835,7 +850,6 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
     require(len(test_images) > 1, f"{c.data_dir} has too few images: {len(test_images)} for testing")
     test = to_float(test_images[: EVALUATED // max(1, c.resolution // 128)])
     stream = batches(train_images, c.batch_size, c.seed, step, c.flip)
-    weights, averages = ([p.detach() for p in m.parameters()] for m in (model, average))  # detached: no graph may grow
     steps, penalty_every = math.ceil(c.images / c.batch_size), 1 if c.loss == "wgan-gp" else 16
     log_every, evaluate_every = min(50, max(1, steps // 200)), max(50, min(2000, -(-steps // 8)))
     logged = saved = time.perf_counter()
@@ -845,12 +859,11 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
         state |= {"step": step, "logged": step_logged, "totals": totals, "history": json.dumps(history)}
         save_checkpoint(out / "checkpoint.pt", state | {"rng": rng.get_state(), "seconds": time.perf_counter() - started})
     while step < steps and not average_over_processes(torch.tensor(float(stop is not None and stop.is_set()))):
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = lr = c.lr * c.lr_final ** (step / steps)
+        lr = decay_learning_rate(optimizers, c.lr, c.lr_final, step / steps)
         penalty_weight = 0.0 if step % penalty_every else c.r1_gamma / 2 * penalty_every
         real = to_float(next(stream), device)
         scalars = train_step(model, optimizers, real, rng, c.loss, c.encoder_weight, penalty_weight, device.type == "cuda")
-        torch._foreach_lerp_(averages, weights, 1 - min(0.999, (1 + step) / (10 + step)))
+        average_weights(average, model, step)
         totals = {key: value + totals.get(key, 0.0) for key, value in scalars.items()}
         step += 1
         if step % log_every and step % evaluate_every and step not in (1, 2, 4, 8, 16, steps):
