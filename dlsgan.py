@@ -220,9 +220,9 @@ def train_step(
 # leaky_relu(a x) = a leaky_relu(x) for a > 0, it is moved into the weights before it, where it costs nothing.
 SQRT2 = math.sqrt(2)
 
-def channels_at(resolution: int, width: float) -> int:
-    """Feature maps at a resolution: 512 up to 16x16, then 256, 128, 64 at 32, 64, 128; times width, at least 8."""
-    return max(8, round(width * min(512, 8192 // resolution)))
+def channels_at(resolution: int, base: int, most: int) -> int:
+    """Feature maps at a resolution: StyleGAN2's min(most, base / resolution), at least 8."""
+    return max(8, min(most, base // resolution))
 
 def leaky_relu(x: Tensor) -> Tensor:
     """In place, which saves a pass over memory: no layer here needs the value before it for its gradient."""
@@ -316,16 +316,25 @@ class SynthesisBlock(nn.Module):
 
 class Generator(nn.Module):
     """z_scaled [B, d] -> image [B, C, resolution, resolution]."""
-    def __init__(self, resolution: int, image_channels: int, latent_dim: int, mapping_layers: int, width: float):
+    def __init__(
+        self,
+        resolution: int,
+        image_channels: int,
+        latent_dim: int,
+        mapping_layers: int,
+        channel_base: int,
+        channel_max: int,
+    ):
         super().__init__()
-        c = channels_at(4, width)
+        sizes = [2**i for i in range(2, resolution.bit_length())]  # 4, 8, ..., resolution
+        channels = [channels_at(size, channel_base, channel_max) for size in sizes]
+        c = channels[0]
         self.mapping = MappingNetwork(latent_dim, mapping_layers)
         self.constant = nn.Parameter(torch.randn(1, c, 4, 4))
         self.conv = ModulatedConv2d(c, c, latent_dim)
         self.to_rgb = ToRGB(c, image_channels, latent_dim)
         self.blocks = nn.ModuleList(
-            SynthesisBlock(channels_at(r // 2, width), channels_at(r, width), image_channels, latent_dim)
-            for r in [2**i for i in range(3, resolution.bit_length())]  # 8, 16, ..., resolution
+            SynthesisBlock(c_in, c_out, image_channels, latent_dim) for c_in, c_out in zip(channels, channels[1:])
         )
     def forward(self, z_scaled: Tensor) -> Tensor:
         w = self.mapping(z_scaled)
@@ -353,12 +362,21 @@ class DiscriminatorBlock(nn.Module):
 
 class Discriminator(nn.Module):
     """image [B, C, resolution, resolution] -> logits [B], z_hat [B, d]: the encoder shares all but the last layer."""
-    def __init__(self, resolution: int, image_channels: int, latent_dim: int, width: float, head_scale: float = 1.0):
+    def __init__(
+        self,
+        resolution: int,
+        image_channels: int,
+        latent_dim: int,
+        channel_base: int,
+        channel_max: int,
+        head_scale: float = 1.0,
+    ):
         super().__init__()
-        c = channels_at(4, width)
-        self.from_rgb = EqualConv2d(image_channels, channels_at(resolution, width), 1, scale=SQRT2)
-        sizes = [2**i for i in range(resolution.bit_length() - 1, 2, -1)]  # resolution, ..., 16, 8
-        self.blocks = nn.ModuleList(DiscriminatorBlock(channels_at(r, width), channels_at(r // 2, width)) for r in sizes)
+        sizes = [2**i for i in range(resolution.bit_length() - 1, 1, -1)]  # resolution, ..., 8, 4
+        channels = [channels_at(size, channel_base, channel_max) for size in sizes]
+        c = channels[-1]
+        self.from_rgb = EqualConv2d(image_channels, channels[0], 1, scale=SQRT2)
+        self.blocks = nn.ModuleList(DiscriminatorBlock(c_in, c_out) for c_in, c_out in zip(channels, channels[1:]))
         self.conv = EqualConv2d(c, c, 3, padding=1, scale=SQRT2)
         self.linear = EqualLinear(c * 16, c, scale=SQRT2)
         self.logit_head = EqualLinear(c, 1)
@@ -414,7 +432,8 @@ class Config:
     dataset: str = option("cartoon", "cartoon (drawn by this program), mnist, celeba, or a folder of images")
     data_dir: str = option("", "where the data is (default: data/DATASET); alone, it means a folder of images")
     resolution: int = option(32, "width and height of the images, a power of two from 8")
-    width: float = option(0.125, "factor on feature maps (1: 512,512,512,256,128,64 at 4,8,16,32,64,128 pixels)", most=16)
+    channel_base: int = option(1024, "feature maps at a resolution: min(channel-max, channel-base / resolution)", most=2**20)
+    channel_max: int = option(128, "the most feature maps of a layer", most=2**14)
     latent_dim: int = option(32, "dimensions d of the latent vector", most=2**14)
     mapping_layers: int = option(2, "layers of the mapping network", most=64)
     batch_size: int = option(8, "real images a step, of all processes together")
@@ -450,7 +469,7 @@ PRESETS = {
     "mnist": {"dataset": "mnist", "batch_size": 16, "encoder_weight": 3.0, "r1_gamma": 5.0, "lr": 2e-3, "images": 84_000},
     "celeba64": {"dataset": "celeba", "resolution": 64, "latent_dim": 64, "batch_size": 16, "flip": True, "images": 400_000,
                  "lr": 2e-3, "lr_final": 0.1, "encoder_weight": 8.0, "r1_gamma": 1.0, "scale_window": 1500},
-    "celeba": {"dataset": "celeba", "resolution": 128, "width": 1.0, "latent_dim": 512, "mapping_layers": 8,
+    "celeba": {"dataset": "celeba", "resolution": 128, "channel_base": 8192, "channel_max": 512, "latent_dim": 512, "mapping_layers": 8,
                "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": round(0.98**50, 4), "encoder_weight": 1.0,
                "r1_gamma": 20.0, "scale_rule": "sma", "scale_window": 512, "head_scale": 1.0}}
 PRESETS["folder"] = {**PRESETS["celeba64"], "dataset": "folder"}
@@ -458,8 +477,9 @@ PRESETS["folder"] = {**PRESETS["celeba64"], "dataset": "folder"}
 def build(config: Config) -> DLSGAN:
     """Networks and latent scale of a configuration, on the CPU, with fresh weights from torch's global seed."""
     c, image_channels = config, 1 if config.dataset == "mnist" else 3
-    return DLSGAN(Generator(c.resolution, image_channels, c.latent_dim, c.mapping_layers, c.width),
-                  Discriminator(c.resolution, image_channels, c.latent_dim, c.width, c.head_scale),
+    channels = {"channel_base": c.channel_base, "channel_max": c.channel_max}
+    return DLSGAN(Generator(c.resolution, image_channels, c.latent_dim, c.mapping_layers, **channels),
+                  Discriminator(c.resolution, image_channels, c.latent_dim, **channels, head_scale=c.head_scale),
                   LatentScale(c.latent_dim, c.scale_rule, c.scale_window, c.latent_scale))
 
 def pick_device(name: str) -> torch.device:
@@ -475,37 +495,54 @@ def pick_device(name: str) -> torch.device:
 # Data. Every loader returns (train, test), uint8 arrays [N, C, H, W]; large ones are memory maps on disk.
 CARTOON_FACTORS = ("x", "y", "size", "tilt", "smile", "eye opening", "skin tone", "background tone")
 
+def ellipse_distance(x: Tensor, y: Tensor, a: float, b: float | Tensor) -> Tensor:
+    """First-order distance to the curve (x/a)^2 + (y/b)^2 = 1, exact on it, negative inside."""
+    u = x / a
+    v = y / b
+    length = (u * u + v * v).sqrt()
+    slope = ((u / a).square() + (v / b).square()).sqrt().clamp(min=1e-6)
+    return (length - 1) * length / slope
+
+def mix_colours(first: tuple, last: tuple, position: Tensor) -> Tensor:
+    """From the first RGB colour at position -1 to the last at 1: [n, 1, 1] -> [n, 3, 1, 1]."""
+    first = torch.tensor(first).view(3, 1, 1)
+    last = torch.tensor(last).view(3, 1, 1)
+    return first.lerp(last, (1 + position[:, None]) / 2)
+
 def cartoon_faces(n: int, resolution: int, seed: int = 0, factors: int = 8, values: Tensor | None = None):
     """Faces drawn from independent factors u_k ~ N(0, 1): images [n, 3, H, W] in [-1, 1] and factors [n, 8]. Shapes are
-    signed distances with an edge one pixel wide. Each factor runs through erf(u / sqrt(2)), uniform in (-1, 1). factors:
+    signed distances with an edge two pixels wide. Each factor runs through erf(u / sqrt(2)), uniform in (-1, 1). factors:
     how many of CARTOON_FACTORS vary (the others are 0); values: draw these factors [n, 8] instead of random ones."""
     if values is None:
         values = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed)) * (torch.arange(8) < factors)
     shift_x, shift_y, size, tilt, smile, eyes, skin, ground = torch.erf(values / SQRT2).T[..., None, None]  # [n, 1, 1]
+    size = 0.78 + 0.08 * size
+    tilt = 0.24 * tilt
+    bend = 1.9 * smile
     axis = (torch.arange(resolution) + 0.5) * 2 / resolution - 1  # pixel centres from -1 to 1
-    size, tilt, bend = 0.78 * (1 + 0.15 * size), 0.3 * tilt, 0.9 * smile  # bend: the mouth is a parabola
-    dx, dy = axis[None, None, :] - 0.15 * shift_x, axis[None, :, None] - 0.1 * shift_y
+    dx = axis[None, None, :] - 0.085 * shift_x
+    dy = axis[None, :, None] - 0.06 * shift_y
     x = (tilt.cos() * dx + tilt.sin() * dy) / size  # the face's own coordinates, y downwards: [n, H, W]
     y = (tilt.cos() * dy - tilt.sin() * dx) / size
-    def paint(distance: Tensor, *colours: tuple, mix: Tensor | float = 0.0) -> Tensor:
-        first, last = (torch.tensor(c)[:, None, None] for c in (colours[0], colours[-1]))
-        colour = first + (last - first) * mix  # [n or 1, 3, 1, 1]
-        inside = (0.5 - distance * size * resolution / 2).clamp(0, 1)[:, None]  # where distance < 0: [n, 1, H, W]
-        return image + (colour - image) * inside
-    def ellipse(x0: float, y0: float, a, b) -> Tensor:  # first-order distance to the curve, exact on it
-        u, v = (x - x0) / a, (y - y0) / b
-        length = (u * u + v * v).sqrt()
-        return (length - 1) * length / ((u / a).square() + (v / b).square()).sqrt().clamp(min=1e-6)
-    image = torch.zeros(1, 3, 1, 1)
-    image = paint(torch.full_like(x, -9.0), (0.08, 0.16, 0.42), (0.68, 0.93, 0.86), mix=(1 + ground)[:, None] / 2)
-    image = paint(ellipse(0, -0.08, 0.92, 1.0), (0.18, 0.10, 0.06))  # hair
-    image = paint(ellipse(0, 0.12, 0.8, 0.88), (0.36, 0.21, 0.13), (1.0, 0.86, 0.72), mix=(1 + skin)[:, None] / 2)
-    for side in (-0.33, 0.33):
-        eye = ellipse(side, -0.1, 0.26, 0.17 + 0.13 * eyes)
-        image = paint(eye, (1.0, 1.0, 1.0))
-        image = paint(torch.maximum(eye, ellipse(side, -0.1, 0.13, 0.15)), (0.05, 0.05, 0.1))  # pupil
-    mouth = (y - 0.52 + bend * (x * x - 0.07)).abs() / (1 + (2 * bend * x).square()).sqrt() - 0.07
-    return 2 * paint(torch.maximum(mouth, x.abs() - 0.4), (0.65, 0.1, 0.15)) - 1, values
+
+    arch = 0.27 - x * x  # the mouth lies between a flat line and a parabola, which is below it in a smile
+    gape = (y - 0.57 + 0.17 * smile - bend * arch / 2).abs() - bend.abs() * arch / 2 - 0.055
+    mouth = torch.maximum(gape / (1 + (2 * bend * x).square()).sqrt(), x.abs() - 0.52)
+    shapes = [
+        (ellipse_distance(x, y + 0.05, 0.98, 1.02), torch.tensor((0.38, 0.20, 0.10)).view(3, 1, 1)),  # hair
+        (ellipse_distance(x, y - 0.17, 0.86, 0.88), mix_colours((0.50, 0.32, 0.22), (1.0, 0.88, 0.76), skin)),
+        (mouth, torch.tensor((0.30, 0.0, 0.08)).view(3, 1, 1)),
+    ]
+    for side in (-0.36, 0.36):
+        eye = ellipse_distance(x - side, y + 0.08, 0.32, 0.24 + 0.20 * eyes)
+        pupil = ellipse_distance(x - side, y + 0.08, 0.14, 0.16)
+        shapes.append((eye, torch.ones(3, 1, 1)))
+        shapes.append((torch.maximum(eye, pupil), torch.tensor((0.05, 0.05, 0.12)).view(3, 1, 1)))
+    image = mix_colours((0.26, 0.42, 0.66), (0.62, 0.86, 0.80), ground).expand(-1, -1, resolution, resolution)
+    for distance, colour in shapes:  # each is painted over those before
+        inside = (0.5 - distance * size * resolution / 4).clamp(0, 1)[:, None]  # [n, 1, H, W]
+        image = image.lerp(colour, inside)
+    return 2 * image - 1, values
 
 def load_cartoon(config: Config) -> tuple[np.ndarray, np.ndarray]:
     """20,000 faces for training and 2,000 other ones for testing."""
@@ -781,6 +818,15 @@ def save_checkpoint(path: Path, state: dict) -> None:
             os.replace(path, path.with_name("checkpoint-previous.pt"))
         os.replace(file.name, path)
 
+def upgrade_config(settings: dict) -> dict:
+    """The settings of a checkpoint under today's names: a first version had a factor `width` on the channels."""
+    settings = dict(settings)
+    if "width" in settings:
+        width = settings.pop("width")
+        settings["channel_base"] = round(8192 * width)
+        settings["channel_max"] = round(512 * width)
+    return settings
+
 def read_checkpoint(path: str | Path) -> tuple[Config, dict]:
     """The configuration and the state in a checkpoint file, or in the newest checkpoint of a run's folder."""
     files = (Path(path) / "checkpoint.pt", Path(path) / "checkpoint-previous.pt") if Path(path).is_dir() else (Path(path),)
@@ -788,7 +834,7 @@ def read_checkpoint(path: str | Path) -> tuple[Config, dict]:
     try:
         require(not zipfile.ZipFile(path).testzip(), "a checksum is wrong")  # torch.load does not compare them
         state = torch.load(path, map_location="cpu", weights_only=True)  # never runs code from the file
-        config, written = Config(**state["config"]), state["format"]
+        config, written = Config(**upgrade_config(state["config"])), state["format"]
     except OSError as error:
         there = "; there: " + (", ".join(sorted(p.stem for p in PRETRAINED.glob("*.pt"))) or "nothing, see the repository")
         raise UserError(f"{path} cannot be read: {error.strerror}{there * (path.parent == PRETRAINED)}") from None
