@@ -1,5 +1,4 @@
-"""Distances between two sets of images: sliced Wasserstein distance (needs no network) and FID (needs
-Inception).
+"""Distances between two sets of images: sliced Wasserstein (needs no network) and FID (needs Inception).
 
     python -m toy_experiments.shared.distances runs/cartoon                                     about a minute
     python -m toy_experiments.shared.distances runs/celeba64 --inception inception-2015-12-05.pt

@@ -104,7 +104,7 @@ def resumable(
 
 
 def train_gan(
-    model: dlsgan.DLSGAN,  # any G(z_scaled) -> x and D(x) -> (logits, z_hat); a plain GAN with encoder_weight 0
+    model: dlsgan.DLSGAN,  # any G(z_scaled) -> x and D(x) -> (logits, z_hat); encoder_weight 0: a plain GAN
     config: dlsgan.Config,
     train_images: np.ndarray,  # uint8 [N, C, H, W]
     path: Path | None = None,  # see resumable
