@@ -92,8 +92,8 @@ class Optimised(dlsgan.DLSGAN):
         return self.synthesis(self.encode(x))
 
 
-# Each method below takes a configuration, training images uint8 [N, C, H, W] and the folder where its state is
-# kept, goes on with what is there, and returns the trained model and the seconds of its training.
+# Each method below takes a configuration, training images uint8 [N, C, H, W] and the folder where its state
+# is kept, goes on with what is there, and returns the trained model and the seconds of its training.
 
 
 def train_dlsgan(
