@@ -1,0 +1,231 @@
+"""Keeps the measures of finished runs as small JSON files, and prints them as the table of the README.
+
+    python -m toy_experiments.tools.results_table add runs/cartoon "python dlsgan.py"
+    python -m toy_experiments.tools.results_table table
+    python -m toy_experiments.tools.results_table table --trials
+    python -m toy_experiments.tools.results_table compare celeba64 celeba64-no-scale
+    python -m toy_experiments.tools.results_table speed
+
+The first keeps toy_experiments/results/runs/cartoon.json; `table` prints the README's table in Markdown, and
+with --trials that of short runs that tried settings; `compare` prints runs side by side, one a column;
+`speed` prints the README's table of speeds. `compare` reads what `export_weights` measured of trained models,
+on more images than an evaluation in training.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import dlsgan
+from toy_experiments.shared import cli
+from toy_experiments.shared.cli import RESULTS
+
+FOLDER = RESULTS / "runs"
+TRIALS = RESULTS / "trials"
+COLUMNS = {
+    "L_enc": ("l_enc", ".2f"),
+    "active": ("active", "d"),
+    "spread": ("spread", ".2f"),
+    "PSNR (gain), generated": ("psnr_generated", ".1f", "gain_generated"),
+    "SSIM": ("ssim_generated", ".2f"),
+    "PSNR (gain), test": ("psnr_test", ".1f", "gain_test"),
+    "SSIM, test": ("ssim_test", ".2f"),
+    "images": ("images", ",d"),
+    "minutes": ("minutes", ".1f"),
+}
+
+COMPARED = {
+    "real images seen": ("images", ",d"),
+    "L_enc": ("l_enc", ".3f"),
+    "PSNR, generated images": ("psnr_generated", ".2f"),
+    "gain over the mean image": ("gain_generated", "+.2f"),
+    "SSIM, generated images": ("ssim_generated", ".3f"),
+    "PSNR, test images": ("psnr_test", ".2f"),
+    "gain over the mean face": ("gain_test", "+.2f"),
+    "SSIM, test images": ("ssim_test", ".3f"),
+    "spread, generated / real": ("spread", ".2f"),
+    "sliced Wasserstein distance of samples": ("swd", ".1f"),
+    "the same of other test images": ("swd_test", ".1f"),
+    "FID of samples": ("fid", ".1f"),
+    "mean logit of D, training images": ("logits_train", "+.2f"),
+    "mean logit of D, test images": ("logits_test", "+.2f"),
+    "mean logit of D, generated images": ("logits_generated", "+.2f"),
+    "entropy of z * s, nats": ("entropy", ".1f"),
+    "active dimensions (v > 1/2)": ("active", "d"),
+    "effective dimensions": ("effective", ".1f"),
+}
+
+
+def evaluations(run: str | Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl that hold an evaluation."""
+    path = Path(run) / "metrics.jsonl"
+    with dlsgan.explain(f"{path} cannot be read"):
+        lines = [json.loads(text) for text in path.read_text().splitlines()]
+        found = [line for line in lines if "l_enc" in line]
+        dlsgan.require(found, "the run has not come to its first evaluation")
+    return found
+
+
+def curves(lines: list[dict]) -> dict[str, list]:
+    """Evaluations as one list a measure, to five digits and without v: what figures draw, in a few
+    kilobytes."""
+    result = {}
+    for key, value in lines[-1].items():
+        if key == "images":
+            result[key] = [line[key] for line in lines]
+        elif not isinstance(value, list):
+            result[key] = [float(f"{line[key]:.5g}") for line in lines]
+    return result
+
+
+def load(name: str) -> dict:
+    """The kept results/runs/NAME.json."""
+    with dlsgan.explain(f"{FOLDER / name}.json cannot be read"):
+        return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def add(run: str, command: str, name: str = "", folder: Path | None = None, **more: dict) -> Path:
+    """Writes NAME.json in results/runs (or another folder) from the evaluations of a run, and whatever else
+    is to stand there; NAME is that of the run's folder, if none is given."""
+    config, _ = dlsgan.read_checkpoint(run)
+    lines = evaluations(run)
+    last = lines[-1]
+    of_the_machine = ("data_dir", "out", "device")
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in of_the_machine}
+    result = {
+        "command": command,
+        "machine": cli.processor(),
+        "minutes": round(last["seconds"] / 60, 2),
+        "latent_dim": config.latent_dim,
+        "settings": settings,
+        "measures": last,
+        **more,
+        "curves": {},
+    }
+    text = json.dumps(result, indent=1)
+    text = text.replace('"curves": {}', f'"curves": {json.dumps(curves(lines))}')  # in one line: many numbers
+    path = (folder or FOLDER) / f"{name or Path(run).resolve().name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+    return path
+
+
+def table(names: list[str] | None = None, folder: Path | None = None) -> str:
+    """The kept results as a Markdown table, one row a run."""
+    rows = ["| run | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+    for path in sorted((folder or FOLDER).glob("*.json")):
+        if names and path.stem not in names:
+            continue
+        result = json.loads(path.read_text())
+        values = result["measures"] | {"minutes": result["minutes"]}
+        cells = []
+        for key, form, *gain in COLUMNS.values():
+            cell = format(values[key], form)
+            if key == "active":
+                cell += f" of {result['latent_dim']}"
+            if gain:
+                cell += f" ({values[gain[0]]:+.1f})"
+            cells.append(cell)
+        rows.append(f"| `{result['command']}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def different_settings(names: list[str]) -> str:
+    """In which settings kept runs differ, and how."""
+    settings = [load(name)["settings"] for name in names]
+    texts = []
+    for key, value in settings[0].items():
+        values = [other.get(key) for other in settings]
+        if any(other != value for other in values):
+            texts.append(f"{key} ({', '.join(map(str, values))})")
+    return "; ".join(texts) or "none"
+
+
+def compare(names: list[str]) -> str:
+    """Exported models side by side in Markdown, and in which settings they differ."""
+    columns = []
+    for name in names:
+        result = load(name)
+        dlsgan.require(
+            "exported" in result, f"{name} was not measured by toy_experiments.tools.export_weights"
+        )
+        columns.append(result["exported"])
+    rows = ["| | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+    for title, (key, form) in COMPARED.items():
+        if any(key in column for column in columns):
+            cells = [format(column[key], form) if key in column else "-" for column in columns]
+            rows.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join([*rows, "", f"Settings that differ: {different_settings(names)}."])
+
+
+def speed_rows(sections: list[dict], text: str, cell: Callable[[dict], str]) -> list[str]:
+    """Rows of Markdown for measurements with the same names, a section for each number of threads."""
+    rows = []
+    for name in sections[0]:
+        cells = [cell(section[name]) for section in sections]
+        rows.append(f"| {name}: {text} | {' | '.join(cells)} |")
+    return rows
+
+
+def floor_cell(row: dict) -> str:
+    return f"{row['images/s']:.1f}, {row['step/floor']:.2f}, {row['GiB']:.1f} GiB"
+
+
+def preset_cell(row: dict) -> str:
+    return f"{row['images/s off']:.1f}, {row['on']:.1f}; {row['gain']:.2f}"
+
+
+def shares_cell(row: dict) -> str:
+    return ", ".join(f"{share:.1%}" for share in row.values())
+
+
+def speeds() -> str:
+    """What `toy_experiments.tools.benchmark` kept in results/speed.json, in Markdown: a column for each
+    number of threads."""
+    kept = json.loads((FOLDER.parent / "speed.json").read_text())
+    threads = [name.removeprefix("floor, ") for name in kept if name.startswith("floor")]
+    heads = ["1 thread" if name == "1 threads" else name for name in threads]
+    rows = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(threads)) + "|"]
+    floors = [kept[f"floor, {n}"] for n in threads]
+    rows += speed_rows(floors, "images/s, time / floor, memory that training adds", floor_cell)
+    presets = [kept[f"presets, {n}: before, after, gain"] for n in threads]
+    rows += speed_rows(presets, "images/s of the plain form, of this one; gain", preset_cell)
+    for what in ("kernels", "shares"):
+        sections = [kept[f"{what}, {n}"] for n in threads]
+        parts = ", ".join(next(iter(sections[0].values())))
+        rows += speed_rows(sections, f"share of {parts}", shares_cell)
+    first = [f"{name} {row['seconds']:.1f} s, {row['GiB']:.2f} GiB" for name, row in kept["startup"].items()]
+    text = f"Seconds from the command to the end of the first step, and memory after 50: {'; '.join(first)}."
+    return "\n".join([*rows, "", text])
+
+
+def main(what: str, run: str = "", command: str = "", names: tuple = (), trials: bool = False) -> None:
+    folder = TRIALS if trials else FOLDER
+    if what == "add":
+        print(add(run, command, folder=folder))
+    elif what == "table":
+        print(table(folder=folder))
+    elif what == "compare":
+        print(compare(names))
+    else:
+        lacks = "results/speed.json lacks a section, see python -m toy_experiments.tools.benchmark"
+        with dlsgan.explain(lacks):
+            text = speeds()
+        print(text)
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__)
+    commands = parser.add_subparsers(dest="what", required=True)
+    adding = commands.add_parser("add")
+    adding.add_argument("run")
+    adding.add_argument("command")
+    printing = commands.add_parser("table")
+    for command in (adding, printing):
+        command.add_argument("--trials", action="store_true", help="in results/trials, not results/runs")
+    comparing = commands.add_parser("compare")
+    comparing.add_argument("names", nargs="+", help="names of exported models")
+    commands.add_parser("speed")
+    with cli.one_line("results_table"):
+        main(**vars(parser.parse_args()))
