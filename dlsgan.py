@@ -1,14 +1,15 @@
 # /// script
-# requires-python = ">=3.10"
-# dependencies = ["torch>=2.6", "numpy", "matplotlib", "tqdm"]
+# requires-python = ">=3.11"
+# dependencies = ["torch>=2.6", "numpy", "matplotlib", "pillow", "tqdm"]
 # ///
 """Dynamic Latent Scale GAN in one file: a GAN whose discriminator inverts its generator.
 
-Paper: Jeongik Cho, "Dynamic Latent Scale GAN" (2021), viXra:2109.0028. "Line n" below is line n of its Algorithm 1.
+Paper: Jeongik Cho, "Dynamic Latent Scale GAN" (2021), viXra:2109.0028. "Line n" below is line n of its
+Algorithm 1.
 
-A generator is free to ignore part of its latent vector, and what it ignores no encoder can recover. DLSGAN measures
-for each dimension how much the encoder recovers (the variance v of its predictions) and scales the latent vector by
-that. Dimensions that are not recovered fade away, the others grow, until nothing is lost:
+A generator is free to ignore part of its latent vector, and what it ignores no encoder can recover. DLSGAN
+measures for each dimension how much the encoder recovers (the variance v of its predictions) and scales the
+latent vector by that. Dimensions that are not recovered fade away, the others grow, until nothing is lost:
 
     z ~ N(0, I);  s = sqrt(d v / sum(v))                                   lines 1, 2
     fake = G(z * s);  logits_fake, z_hat = D(fake)                         line 3
@@ -20,44 +21,57 @@ that. Dimensions that are not recovered fade away, the others grow, until nothin
     encode(x) = z_hat;   decode(z) = G(z * s);   reconstruct(x) = G(z_hat * s)
 
     x         image                           [B, C, H, W]  in [-1, 1], H = W
-    z, z_hat  latent vector, its prediction   [B, d]        z is i.i.d. N(0, 1); z_hat is the second output of D
-    logits    adversarial value               [B]           first output of D
-    v, s      latent variance trace, scale    [d]           v = E[z_hat^2], in [0, 1] for a good encoder; mean(s^2) = 1
-    z_scaled  z * s, the input of G           [B, d]        w, also [B, d], is what its mapping network makes of it
+    z, z_hat  latent vector, its prediction   [B, d]        z is i.i.d. N(0, 1); z_hat comes from D
+    logits    adversarial value               [B]           also from D
+    v, s      latent variance trace, scale    [d]           v = E[z_hat^2], in [0, 1] for a good encoder
+    z_scaled  z * s, the input of G           [B, d]        mean(s^2) = 1
+    w         output of G's mapping network   [B, d]
 
 Changes from the paper, and choices where it is silent:
   * One fake batch serves L_D and L_G, as in Algorithm 1. No gradient flows through s or v.
   * R1 is taken every 16th step, 16 times as strong (StyleGAN2's lazy regularisation), with StyleGAN2's factor
     gamma / 2. The author's code weighs it 10 at every step, which is gamma = 20 here.
-  * v starts at ones, since the first outputs of an untrained head say nothing. The celeba preset averages the last 512
-    batches as the paper does ("sma"), the laptop presets exponentially ("ema").
-  * Laptop presets, for few steps: a larger lambda, less R1, two mapping layers, a latent head that starts at a tenth.
+  * v starts at ones, since the first outputs of an untrained head say nothing. The celeba preset averages the
+    last 512 batches as the paper does ("sma"), the laptop presets exponentially ("ema").
+  * Laptop presets, for few steps: a smaller d, less R1, two mapping layers, a latent head that starts small.
   * The mapping network does not normalise its input: the length of z * s is information.
-  * No per-pixel noise (nobody could recover it), no minibatch-stddev (an image must encode to the same latent vector
-    in any batch), no style mixing, no path length term. What is shown or measured uses averaged weights.
-  * d = 512, Adam (1e-3, betas 0 and 0.99; mapping network 1e-5), x0.98 an epoch, 50 epochs: the author's 2021 code.
+  * No per-pixel noise (nobody could recover it), no minibatch-stddev (an image must encode to the same latent
+    vector in any batch), no style mixing, no path length term.
+  * What is shown or measured uses averaged weights.
+  * d = 512, Adam (1e-3, betas 0 and 0.99; mapping network 1e-5), x0.98 an epoch, 50 epochs: the author's 2021
+    code.
 
-    python dlsgan.py                         cartoon faces drawn by this file, 32x32: 5 minutes on two CPU cores
-    python dlsgan.py --dataset mnist         digits, 32x32: 16 minutes or less on two CPU cores
-    python dlsgan.py --dataset celeba        the paper's CelebA-128: needs a GPU; prints its time after some steps
+    python dlsgan.py                       cartoon faces drawn by this file, 32x32: 6 minutes on two CPU cores
+    python dlsgan.py --dataset mnist       digits, 32x32: 16 minutes or less on two CPU cores
+    python dlsgan.py --dataset celeba      the paper's CelebA-128: needs a GPU; says how long it will take
 """
+
+from __future__ import annotations
 
 import argparse
 import contextlib
 import copy
 import ctypes
 import dataclasses
+import functools
 import gzip
 import hashlib
+import io
 import json
 import math
+import operator
 import os
+import re
+import shutil
 import signal
 import sys
+import tarfile
+import tempfile
 import threading
 import time
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,100 +83,240 @@ from PIL import Image, ImageOps
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
-# ---- PART I   THE PAPER ----------------------------------------------------------------------------------------------
-# Nothing here knows what G and D look like: G(z_scaled) -> x and D(x) -> (logits, z_hat) may be toys of two layers.
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# ---- Processes and devices ---------------------------------------------------------------------------------
+# On one device, which is the usual case, these functions do next to nothing.
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """The number of this process and of all that torchrun started; (0, 1) without torchrun."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def all_reduce_mean(*tensors: Tensor) -> Tensor:
+    """Overwrites tensors by their means over all processes, which must all come here; returns the first."""
+    _, world_size = rank_and_world_size()
+    if world_size > 1:
+        together = torch.cat([x.flatten() for x in tensors]) / world_size
+        with explain("another process of this training has ended", RuntimeError):
+            distributed.all_reduce(together)
+        means = together.split([x.numel() for x in tensors])
+        for x, mean in zip(tensors, means, strict=True):
+            x.copy_(mean.view(x.shape))
+    return tensors[0]
+
+
+def in_any_process(condition: bool) -> bool:
+    """Whether the condition holds in at least one process. All of them must come here."""
+    return all_reduce_mean(torch.tensor(float(condition))).item() > 0
+
+
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """Copies to CUDA without waiting for the GPU to be idle (on MPS, non_blocking can corrupt data)."""
+    if torch.device(device).type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
+def in_batches(function: Callable[..., Tensor], *tensors: Tensor, batch_size: int = 64) -> Tensor:
+    """function(*tensors) by parts of batch_size rows, so that memory does not grow with their number."""
+    parts = zip(*(x.split(batch_size) for x in tensors), strict=True)
+    return torch.cat([function(*part) for part in parts])
+
+
+class UserError(Exception):
+    """A mistake the user can mend: the command line prints it as one line and exits with 2."""
+
+
+# what a user's files can cause
+FILE_FAULTS = (UserError, OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+
+
+@contextlib.contextmanager
+def explain(what: str, *faults: type[Exception]) -> Iterator[None]:
+    """Turns FILE_FAULTS and these faults inside into a UserError of one line that begins with `what`. Others are
+    bugs, and go through."""
+    try:
+        yield
+    except (*FILE_FAULTS, *faults) as fault:
+        reason = getattr(fault, "strerror", None) or " ".join(str(fault).split()) or type(fault).__name__
+        raise UserError(f"{what}: {reason[:200]}") from fault
+
+
+def require(condition: object, message: str) -> None:
+    """Raises a UserError unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+# ---- PART I   THE PAPER ------------------------------------------------------------------------------------
+# Nothing here knows what G and D look like: G(z_scaled) -> x and D(x) -> (logits, z_hat) may be tiny toys.
+
 
 class LatentScale(nn.Module):
     """The latent variance trace v and the latent scale s = sqrt(d v / sum(v)) (lines 2 and 8).
-    rule     "ema": exponential moving average with decay 1 - 1/window; "sma" (paper): mean of the last `window` batches
+
+    rule     "ema": exponential moving average, decay 1 - 1/window; "sma" (paper): mean of `window` batches
     enabled  False keeps s = 1, the paper's comparison without latent scale; v is measured all the same
     """
+
     def __init__(self, latent_dim: int, rule: str = "ema", window: int = 100, enabled: bool = True):
         super().__init__()
-        self.rule, self.window, self.enabled = rule, window, enabled
+        self.rule = rule
+        self.window = window
+        self.enabled = enabled
         self.register_buffer("v", torch.ones(latent_dim))
         self.register_buffer("past", torch.ones(window if rule == "sma" else 0, latent_dim))
+
     @torch.no_grad()
     def update(self, z_hat: Tensor) -> None:
-        """Line 8. The variance of z_hat [B, d] is taken around 0, the mean of an optimal encoder's predictions."""
-        batch_v = average_over_processes(z_hat.to(self.v.dtype).square().mean(0))  # [B, d] -> [d]
+        """Line 8. The variance of z_hat [B, d] is taken around 0, that of an optimal encoder's outputs."""
+        batch_v = all_reduce_mean(z_hat.to(self.v.dtype).square().mean(0))  # [B, d] -> [d]
         if self.rule == "ema":
             self.v.lerp_(batch_v, 1 / self.window)
         else:
             self.past = torch.cat((self.past[1:], batch_v[None]))  # [window, d], oldest first
             self.v.copy_(self.past.mean(0))
+
     def scale(self) -> Tensor:
         """s [d], line 2: d units of power, shared in proportion to v. Carries no gradient."""
         v = self.v.detach()
-        return (len(v) * v / v.sum()).sqrt() if self.enabled else torch.ones_like(v)
-    def measures(self) -> dict[str, Tensor]:
-        """entropy: of z * s in nats, sum_i log(s_i sqrt(2 pi e)), at most 1.4189 d, reached at s = 1; active: number of
-        dimensions with v_i > 1/2; effective: (sum s^2)^2 / sum s^4, which is k when k dimensions share all the power."""
+        if not self.enabled:
+            return torch.ones_like(v)
+        return (len(v) * v / v.sum()).sqrt()
+
+    def metrics(self) -> dict[str, Tensor]:
+        """entropy: of z * s in nats, sum_i log(s_i sqrt(2 pi e)), at most 1.4189 d, reached at s = 1; active:
+        number of dimensions with v_i > 1/2; effective: (sum s^2)^2 / sum s^4, which is k when k dimensions
+        share all the power."""
         s = self.scale()
         entropy = (s.clamp(min=1e-12).log() + 0.5 * math.log(2 * math.pi * math.e)).sum()
-        return {"entropy": entropy, "active": (self.v > 0.5).sum(), "effective": s.square().sum() ** 2 / s.pow(4).sum()}
+        effective = s.square().sum() ** 2 / s.pow(4).sum()
+        return {"entropy": entropy, "active": (self.v > 0.5).sum(), "effective": effective}
 
-# f_r^d, f_g^d and f_g of lines 6 and 7: functions from logits a [B] to losses [B]. softplus(-a) = -log sigmoid(a).
-LOSSES = {
-    "nsgan": (lambda a: F.softplus(-a), F.softplus, lambda a: F.softplus(-a)),
-    "original": (lambda a: F.softplus(-a), F.softplus, lambda a: -F.softplus(a)),
-    "lsgan": (lambda a: (a - 1).square() / 2, lambda a: a.square() / 2, lambda a: (a - 1).square() / 2),
-    "wgan-gp": (lambda a: -a, lambda a: a, lambda a: -a),  # with its own gradient penalty instead of R1
+
+def minus_log_real(a: Tensor) -> Tensor:
+    return F.softplus(-a)  # -log sigmoid(a)
+
+
+def minus_log_fake(a: Tensor) -> Tensor:
+    return F.softplus(a)  # -log(1 - sigmoid(a))
+
+
+def log_fake(a: Tensor) -> Tensor:
+    return -F.softplus(a)
+
+
+def squared_distance_to_1(a: Tensor) -> Tensor:
+    return (a - 1).square() / 2
+
+
+def squared_distance_to_0(a: Tensor) -> Tensor:
+    return a.square() / 2
+
+
+LOSSES = {  # lines 6 and 7, [B] -> [B]: of D on real images (f_r^d) and on generated ones (f_g^d), of G (f_g)
+    "nsgan": (minus_log_real, minus_log_fake, minus_log_real),
+    "original": (minus_log_real, minus_log_fake, log_fake),
+    "lsgan": (squared_distance_to_1, squared_distance_to_0, squared_distance_to_1),
+    "wgan-gp": (torch.neg, torch.positive, torch.neg),  # with its own penalty instead of R1
 }
 
-def prior(n: int, latent_scale: LatentScale, rng: torch.Generator) -> Tensor:
+
+def sample_latents(n: int, latent_scale: LatentScale, rng: torch.Generator) -> Tensor:
     """Line 1: z ~ N(0, I), [n, d]. Drawn on the CPU, so that a seed means the same on every device."""
     return to_device(torch.randn(n, len(latent_scale.v), generator=rng), latent_scale.v.device)
+
 
 def encoder_loss(z: Tensor, z_hat: Tensor, s: Tensor) -> Tensor:
     """Line 4: the mean squared error between z * s and z_hat * s; z, z_hat [B, d], s [d] -> scalar."""
     return ((z - z_hat).square() * s.square()).mean()
+
 
 def r1_penalty(logits: Tensor, x: Tensor) -> Tensor:
     """mean_batch |d logits / d x|^2 (Mescheder et al. 2018); logits [B] were computed from x [B, ...]."""
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()
 
+
 def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
-    """mean_batch (|d logits / d x| - 1)^2 between real and fake (WGAN-GP, Gulrajani et al. 2017); mix [B] in [0, 1]."""
-    x = fake.detach().lerp(real, mix.to(real.dtype).view(-1, *[1] * (real.dim() - 1))).requires_grad_()
-    (gradient,) = torch.autograd.grad(discriminator(x)[0].sum(), x, create_graph=True)
+    """mean_batch (|d logits / d x| - 1)^2 between real and fake (WGAN-GP, Gulrajani et al. 2017); mix [B] in
+    [0, 1]."""
+    mix = mix.to(real.dtype).view(-1, *[1] * (real.dim() - 1))  # [B] -> [B, 1, ...]
+    x = fake.detach().lerp(real, mix).requires_grad_()
+    logits, _ = discriminator(x)
+    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
+
 class DLSGAN(nn.Module):
-    """A generator, its discriminator-encoder and their latent scale. Images are float32 [B, C, H, W] in [-1, 1]; latent
-    vectors are [B, d] and not yet scaled: those of N(0, I) decode to samples."""
+    """A generator, its discriminator-encoder and their latent scale. Images are float32 [B, C, H, W] in [-1,
+    1]; latent vectors are [B, d] and not yet scaled: those of N(0, I) decode to samples."""
+
     def __init__(self, generator: nn.Module, discriminator: nn.Module, latent_scale: LatentScale):
         super().__init__()
-        self.generator, self.discriminator, self.latent_scale = generator, discriminator, latent_scale
+        self.generator = generator
+        self.discriminator = discriminator
+        self.latent_scale = latent_scale
+
     def encode(self, x: Tensor) -> Tensor:
-        return self.discriminator(x)[1]
+        _, z_hat = self.discriminator(x)
+        return z_hat
+
     def decode(self, z: Tensor) -> Tensor:
         return self.generator(z * self.latent_scale.scale())
+
     def reconstruct(self, x: Tensor) -> Tensor:
-        return self.decode(self.encode(x))
+        return in_batches(lambda part: self.decode(self.encode(part)), x)
+
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        return self.decode(prior(n, self.latent_scale, torch.Generator().manual_seed(seed)))
+        z = sample_latents(n, self.latent_scale, torch.Generator().manual_seed(seed))
+        return in_batches(self.decode, z)
+
 
 def make_optimizers(model: DLSGAN, lr: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Adam for G and for D; the fused one where it exists."""
-    networks, fused = (model.generator, model.discriminator), model.latent_scale.v.device.type in ("cpu", "cuda")
-    return tuple(torch.optim.Adam(network.parameters(), lr, (0.0, 0.99), fused=fused) for network in networks)
+    settings = {"lr": lr, "betas": (0.0, 0.99), "fused": model.latent_scale.v.device.type in ("cpu", "cuda")}
+    optimizer_g = torch.optim.Adam(model.generator.parameters(), **settings)
+    optimizer_d = torch.optim.Adam(model.discriminator.parameters(), **settings)
+    return optimizer_g, optimizer_d
 
-@torch.no_grad()
-def average_weights(average: nn.Module, module: nn.Module, step: int, most: float = 0.999) -> None:
-    """Moving average of parameters after step 0, 1, ...: the decay (1 + step) / (10 + step) rises to `most`, so that the
-    first weights are forgotten soon."""
-    targets, weights = ([p.detach() for p in m.parameters()] for m in (average, module))
-    torch._foreach_lerp_(targets, weights, 1 - min(most, (1 + step) / (10 + step)))
 
-def decay_learning_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float, final: float, progress: float) -> float:
-    """Sets and returns lr * final^progress: from lr at progress 0 exponentially down to lr * final at progress 1."""
+def decay_learning_rate(
+    optimizers: Iterable[torch.optim.Optimizer], lr: float, final: float, progress: float
+) -> float:
+    """Sets and returns lr * final^progress: from lr at progress 0 exponentially down to lr * final at
+    progress 1."""
     lr = lr * final**progress
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
     return lr
+
+
+@torch.no_grad()
+def average_weights(ema_module: nn.Module, module: nn.Module, step: int, most: float = 0.999) -> None:
+    """Exponential moving average of parameters after step 0, 1, ...: the decay (1 + step) / (10 + step) rises
+    to `most`, so that the first weights are forgotten soon."""
+    averages = [p.detach() for p in ema_module.parameters()]
+    weights = [p.detach() for p in module.parameters()]
+    torch._foreach_lerp_(averages, weights, 1 - min(most, (1 + step) / (10 + step)))
+
+
+def forward(network: nn.Module, x: Tensor, bf16: bool):
+    """network(x), in bfloat16 autocast if asked for; its outputs in the precision of x."""
+    if not bf16:
+        return network(x)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        out = network(x)
+    return out.to(x.dtype) if isinstance(out, Tensor) else tuple(part.to(x.dtype) for part in out)
+
 
 def train_step(
     model: DLSGAN,
@@ -171,114 +325,160 @@ def train_step(
     rng: torch.Generator,  # of the CPU
     loss: str = "nsgan",
     encoder_weight: float = 1.0,  # lambda
-    penalty_weight: float = 0.0,  # of R1 (gamma / 2 times the interval) or of WGAN-GP; 0 leaves it out of this step
+    penalty_weight: float = 0.0,  # of R1 (gamma / 2 times the interval) or of WGAN-GP; 0 leaves it out
     bf16: bool = False,  # bfloat16 autocast, for GPUs; penalty, losses and v stay in float32
 ) -> dict[str, Tensor]:
-    """Algorithm 1 and one step of both optimisers. Returns scalars that stay on the device (explained in METRICS)."""
+    """Algorithm 1 and one step of both optimisers. Returns scalars that stay on the device (explained in
+    METRICS)."""
+    generator = model.generator
+    discriminator = model.discriminator
+    weights_d = list(discriminator.parameters())
     real_loss, fake_loss, generator_loss = LOSSES[loss]
-    generator, discriminator, weights_d = model.generator, model.discriminator, list(model.discriminator.parameters())
-    precision = torch.autocast(real.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+    rank, world_size = rank_and_world_size()  # every process draws for all, and takes its share
 
-    rank, count = processes()  # 0, 1 unless torchrun started several: then real and z are this process's share of a batch
-    z, s = prior(count * len(real), model.latent_scale, rng)[rank::count], model.latent_scale.scale()  # lines 1, 2
-    with precision:
-        fake = generator(z * s)
-        image = fake.detach().requires_grad_()  # a leaf: D's gradients to the image and to its weights come apart here
-        logits_fake, z_hat = (out.to(real.dtype) for out in discriminator(image))  # line 3
+    z = sample_latents(world_size * len(real), model.latent_scale, rng)[rank::world_size]  # line 1
+    s = model.latent_scale.scale()  # line 2
+    fake = forward(generator, z * s, bf16)
+    image = (
+        fake.detach().requires_grad_()
+    )  # a leaf: D's gradients to the image and to its weights come apart here
+    logits_fake, z_hat = forward(discriminator, image, bf16)  # line 3
     l_enc = encoder_loss(z, z_hat, s)  # line 4
     loss_g = generator_loss(logits_fake).mean() + encoder_weight * l_enc  # line 7
     loss_d_fake = fake_loss(logits_fake).mean() + encoder_weight * l_enc  # line 6, generated images
-    (gradient,) = torch.autograd.grad(loss_g, image, retain_graph=True)  # back through D, leaving its weights alone
+    (gradient,) = torch.autograd.grad(
+        loss_g, image, retain_graph=True
+    )  # back through D, leaving its weights alone
     fake.backward(gradient)  # and on through G
     loss_d_fake.backward(inputs=weights_d)
 
-    r1 = bool(penalty_weight) and loss != "wgan-gp"
-    with contextlib.nullcontext() if r1 else precision:
-        logits_real = discriminator(real := real.detach().requires_grad_(r1))[0].to(real.dtype)  # line 5
+    r1 = penalty_weight > 0 and loss != "wgan-gp"
+    real = real.detach().requires_grad_(r1)
+    logits_real, _ = forward(discriminator, real, bf16 and not r1)  # line 5
     loss_d_real = real_loss(logits_real).mean()  # line 6, real images
     penalty = torch.zeros_like(loss_d_real)
     if r1:
         penalty = penalty_weight * r1_penalty(logits_real, real)
-    elif penalty_weight:
-        mix = to_device(torch.rand(count * len(real), generator=rng)[rank::count], real.device)
-        penalty = penalty_weight * gradient_penalty(discriminator, real, fake, mix)
+    elif penalty_weight > 0:
+        mix = torch.rand(world_size * len(real), generator=rng)[rank::world_size]
+        penalty = penalty_weight * gradient_penalty(discriminator, real, fake, to_device(mix, real.device))
     (loss_d_real + penalty).backward(inputs=weights_d)
 
-    average_over_processes(*(p.grad for p in model.parameters()))
+    all_reduce_mean(*(p.grad for p in model.parameters()))
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     model.latent_scale.update(z_hat.detach())  # line 8
-    scalars = {"loss_d": loss_d_fake + loss_d_real, "loss_g": loss_g, "l_enc_train": l_enc, "penalty": penalty}
-    scalars |= {"logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
-    scalars["z_hat_mean"] = average_over_processes(z_hat.detach().mean(0)).abs().mean()
-    return {name: average_over_processes(value.detach()) for name, value in scalars.items()}
+    scalars = {
+        "loss_d": loss_d_fake + loss_d_real,
+        "loss_g": loss_g,
+        "l_enc_train": l_enc,
+        "penalty": penalty,
+        "logits_real": logits_real.mean(),
+        "logits_fake": logits_fake.mean(),
+        "z_hat_mean": all_reduce_mean(z_hat.detach().mean(0)).abs().mean(),
+    }
+    return {name: all_reduce_mean(value.detach()) for name, value in scalars.items()}
 
-# ---- PART II   THE NETWORKS ------------------------------------------------------------------------------------------
-# StyleGAN2 (Karras et al. 2020) without the parts that lose information. Weights start as N(0, 1) and are multiplied by
-# their gain 1/sqrt(fan_in) when used ("equalised learning rate"). Each leaky ReLU has a gain of sqrt(2); since
-# leaky_relu(a x) = a leaky_relu(x) for a > 0, it is moved into the weights before it, where it costs nothing.
+
+# ---- PART II   THE NETWORKS --------------------------------------------------------------------------------
+# StyleGAN2 (Karras et al. 2020) without the parts that lose information. Weights start as N(0, 1) and are
+# multiplied by their gain 1/sqrt(fan_in) when used ("equalised learning rate"). Each leaky ReLU has a gain of
+# sqrt(2); since leaky_relu(a x) = a leaky_relu(x) for a > 0, it is moved into the weights before it, where it
+# costs nothing.
 SQRT2 = math.sqrt(2)
+
 
 def channels_at(resolution: int, base: int, most: int) -> int:
     """Feature maps at a resolution: StyleGAN2's min(most, base / resolution), at least 8."""
     return max(8, min(most, base // resolution))
 
+
 def leaky_relu(x: Tensor) -> Tensor:
     """In place, which saves a pass over memory: no layer here needs the value before it for its gradient."""
     return F.leaky_relu_(x, 0.2)
 
+
 class EqualLinear(nn.Module):
-    """[B, n_in] -> [B, n_out]. lr_multiplier: how fast Adam moves the layer; scale multiplies its output."""
-    def __init__(self, n_in: int, n_out: int, bias: float = 0.0, lr_multiplier: float = 1.0, scale: float = 1.0):
+    """[B, n_in] -> [B, n_out]. lr_multiplier: how fast Adam moves the layer; gain multiplies its output."""
+
+    def __init__(
+        self, n_in: int, n_out: int, bias: float = 0.0, lr_multiplier: float = 1.0, gain: float = 1.0
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(n_out, n_in) / lr_multiplier)
         self.bias = nn.Parameter(torch.full((n_out,), bias / lr_multiplier))
-        self.weight_gain, self.bias_gain = scale * lr_multiplier / math.sqrt(n_in), scale * lr_multiplier
+        self.weight_gain = gain * lr_multiplier / math.sqrt(n_in)
+        self.bias_gain = gain * lr_multiplier
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
 
+
 class EqualConv2d(nn.Module):
-    """[B, c_in, H, W] -> [B, c_out, H', W']; scale multiplies the output."""
-    def __init__(self, c_in: int, c_out: int, size: int, stride: int = 1, padding: int = 0, scale: float = 1.0):
+    """[B, c_in, H, W] -> [B, c_out, H', W']; gain multiplies the output."""
+
+    def __init__(
+        self, c_in: int, c_out: int, size: int, stride: int = 1, padding: int = 0, gain: float = 1.0
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(c_out, c_in, size, size))
         self.bias = nn.Parameter(torch.zeros(c_out))
-        self.stride, self.padding, self.scale, self.gain = stride, padding, scale, scale / math.sqrt(c_in * size**2)
+        self.stride = stride
+        self.padding = padding
+        self.weight_gain = gain / math.sqrt(c_in * size**2)
+        self.bias_gain = gain
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight * self.gain, self.bias * self.scale, self.stride, self.padding)
+        return F.conv2d(
+            x, self.weight * self.weight_gain, self.bias * self.bias_gain, self.stride, self.padding
+        )
+
 
 class LowPass(nn.Module):
-    """StyleGAN2's [1, 3, 3, 1] filter against aliasing: before down-sampling (total 1), after up-sampling (total 4)."""
+    """StyleGAN2's [1, 3, 3, 1] filter against aliasing: before down-sampling (total 1), after up-sampling
+    (total 4)."""
+
     def __init__(self, padding: int, stride: int = 1, total: float = 1.0):
         super().__init__()
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
         self.register_buffer("kernel", total * torch.outer(taps, taps)[None, None] / 64, persistent=False)
-        self.padding, self.stride = padding, stride
+        self.padding = padding
+        self.stride = stride
+
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)  # the same for each channel
         return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
 
+
 class MappingNetwork(nn.ModuleList):
     """z_scaled [B, d] -> w [B, d], without StyleGAN2's normalisation of the input."""
+
     def __init__(self, latent_dim: int, layers: int):
-        super().__init__(EqualLinear(latent_dim, latent_dim, lr_multiplier=0.01, scale=SQRT2) for _ in range(layers))
+        super().__init__(
+            EqualLinear(latent_dim, latent_dim, lr_multiplier=0.01, gain=SQRT2) for _ in range(layers)
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         for layer in self:
             x = leaky_relu(layer(x))
         return x
 
+
 class ModulatedConv2d(nn.Module):
-    """A 3x3 convolution with its own weight for each image, style[b, i] * weight[o, i] * demodulation[b, o], and a
-    leaky ReLU: [B, c_in, H, W], w [B, d] -> [B, c_out, H, W], or [B, c_out, 2 H, 2 W] with up=True.
-    Scaling input by style and output by demodulation is the same function, with one weight for the whole batch.
-    Demodulation brings the output to unit variance, whatever the gain of the weight, which is therefore left out."""
+    """A 3x3 convolution with its own weight for each image, style[b, i] * weight[o, i] * demodulation[b, o],
+    and a leaky ReLU: [B, c_in, H, W], w [B, d] -> [B, c_out, H, W], or [B, c_out, 2 H, 2 W] with up=True.
+    Scaling input by style and output by demodulation is the same function, with one weight for the whole
+    batch. Demodulation brings the output to unit variance, whatever the gain of the weight, which is
+    therefore left out."""
+
     def __init__(self, c_in: int, c_out: int, w_dim: int, up: bool = False):
         super().__init__()
         self.style = EqualLinear(w_dim, c_in, bias=1.0)
         self.weight = nn.Parameter(torch.randn(c_out, c_in, 3, 3))
         self.bias = nn.Parameter(torch.zeros(c_out, 1, 1))
         self.low_pass = LowPass(padding=1, total=4.0) if up else None
+
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.style(w)  # [B, d] -> [B, c_in]
         demodulation = (style.square() @ self.weight.square().sum((2, 3)).T + 1e-8).rsqrt()  # [B, c_out]
@@ -289,33 +489,41 @@ class ModulatedConv2d(nn.Module):
             x = self.low_pass(F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2))
         return leaky_relu(torch.addcmul(self.bias * SQRT2, x, SQRT2 * demodulation[:, :, None, None]))
 
+
 class ToRGB(nn.Module):
     """Modulated 1x1 convolution to image channels, without demodulation: [B, c_in, H, W] -> [B, C, H, W]."""
+
     def __init__(self, c_in: int, image_channels: int, w_dim: int):
         super().__init__()
         self.style = EqualLinear(w_dim, c_in, bias=1.0)
         self.weight = nn.Parameter(torch.randn(image_channels, c_in))
         self.bias = nn.Parameter(torch.zeros(image_channels))
+
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         weight = self.weight * self.style(w)[:, None, :] / math.sqrt(x.shape[1])  # [B, C, c_in]
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B, c_in, H, W] -> [B, H*W, c_in], a view in channels_last
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # -> [B, H*W, c_in], a view in channels_last
         rgb = pixels @ weight.transpose(1, 2) + self.bias  # [B, H*W, C]
         return rgb.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # -> [B, C, H, W]
 
+
 class SynthesisBlock(nn.Module):
     """Doubles the resolution of features [B, c_in, H, W] -> [B, c_out, 2 H, 2 W] and image [B, C, H, W]."""
+
     def __init__(self, c_in: int, c_out: int, image_channels: int, w_dim: int):
         super().__init__()
         self.up = ModulatedConv2d(c_in, c_out, w_dim, up=True)
         self.conv = ModulatedConv2d(c_out, c_out, w_dim)
         self.to_rgb = ToRGB(c_out, image_channels, w_dim)
+
     def forward(self, x: Tensor, image: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         x = self.conv(self.up(x, w), w)
         image = F.interpolate(image, scale_factor=2, mode="bilinear")  # [1, 3, 3, 1] again, but at the border
         return x, image + self.to_rgb(x, w)
 
+
 class Generator(nn.Module):
     """z_scaled [B, d] -> image [B, C, resolution, resolution]."""
+
     def __init__(
         self,
         resolution: int,
@@ -334,8 +542,10 @@ class Generator(nn.Module):
         self.conv = ModulatedConv2d(c, c, latent_dim)
         self.to_rgb = ToRGB(c, image_channels, latent_dim)
         self.blocks = nn.ModuleList(
-            SynthesisBlock(c_in, c_out, image_channels, latent_dim) for c_in, c_out in zip(channels, channels[1:])
+            SynthesisBlock(c_in, c_out, image_channels, latent_dim)
+            for c_in, c_out in zip(channels, channels[1:])
         )
+
     def forward(self, z_scaled: Tensor) -> Tensor:
         w = self.mapping(z_scaled)
         x = self.constant.expand(len(w), -1, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -345,23 +555,30 @@ class Generator(nn.Module):
             x, image = block(x, image, w)
         return image.to(self.constant.dtype)
 
+
 class DiscriminatorBlock(nn.Module):
     """Residual block that halves the resolution: [B, c_in, H, W] -> [B, c_out, H/2, W/2]."""
+
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
-        self.conv1 = EqualConv2d(c_in, c_in, 3, padding=1, scale=SQRT2)
+        self.conv1 = EqualConv2d(c_in, c_in, 3, padding=1, gain=SQRT2)
         self.low_pass = LowPass(padding=2)
-        self.conv2 = EqualConv2d(c_in, c_out, 3, stride=2)  # gain sqrt(2), over sqrt(2) for the sum of two branches
+        self.conv2 = EqualConv2d(
+            c_in, c_out, 3, stride=2
+        )  # gain sqrt(2) / sqrt(2), for the sum of two branches
         self.skip_down = LowPass(padding=1, stride=2)
-        self.skip = EqualConv2d(c_in, c_out, 1, scale=1 / SQRT2)
+        self.skip = EqualConv2d(c_in, c_out, 1, gain=1 / SQRT2)
+
     def forward(self, x: Tensor) -> Tensor:
         skip = self.skip(self.skip_down(x))  # thinned out before the 1x1 convolution, not after
         x = leaky_relu(self.conv1(x))
         x = leaky_relu(self.conv2(self.low_pass(x)))
         return skip.add_(x)
 
+
 class Discriminator(nn.Module):
-    """image [B, C, resolution, resolution] -> logits [B], z_hat [B, d]: the encoder shares all but the last layer."""
+    """image [B, C, resolution, resolution] -> logits [B], z_hat [B, d], by two heads of one network."""
+
     def __init__(
         self,
         resolution: int,
@@ -375,13 +592,16 @@ class Discriminator(nn.Module):
         sizes = [2**i for i in range(resolution.bit_length() - 1, 1, -1)]  # resolution, ..., 8, 4
         channels = [channels_at(size, channel_base, channel_max) for size in sizes]
         c = channels[-1]
-        self.from_rgb = EqualConv2d(image_channels, channels[0], 1, scale=SQRT2)
-        self.blocks = nn.ModuleList(DiscriminatorBlock(c_in, c_out) for c_in, c_out in zip(channels, channels[1:]))
-        self.conv = EqualConv2d(c, c, 3, padding=1, scale=SQRT2)
-        self.linear = EqualLinear(c * 16, c, scale=SQRT2)
+        self.from_rgb = EqualConv2d(image_channels, channels[0], 1, gain=SQRT2)
+        self.blocks = nn.ModuleList(
+            DiscriminatorBlock(c_in, c_out) for c_in, c_out in zip(channels, channels[1:])
+        )
+        self.conv = EqualConv2d(c, c, 3, padding=1, gain=SQRT2)
+        self.linear = EqualLinear(c * 16, c, gain=SQRT2)
         self.logit_head = EqualLinear(c, 1)
         self.latent_head = EqualLinear(c, latent_dim)
         self.latent_head.weight.data.mul_(head_scale)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = leaky_relu(self.from_rgb(x))
         for block in self.blocks:
@@ -390,110 +610,13 @@ class Discriminator(nn.Module):
         x = leaky_relu(self.linear(x.flatten(1)))  # [B, c*4*4] -> [B, c]
         return self.logit_head(x)[:, 0], self.latent_head(x)
 
-# ---- PART III   PLUMBING ---------------------------------------------------------------------------------------------
-class UserError(Exception):
-    """A mistake the user can mend: the command line prints it as one line and exits with 2."""
 
-@contextlib.contextmanager
-def explain(what: str) -> Iterator[None]:
-    """Turns an error inside into a UserError of one line that begins with `what`."""
-    try:
-        yield
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{what}: {reason[:200]}") from None
+# ---- PART III   PLUMBING -----------------------------------------------------------------------------------
+# ---- DATA --------------------------------------------------------------------------------------------------
+# Every loader returns (train, test), uint8 arrays [N, C, H, W]; large ones are memory maps on disk.
 
-def require(condition: object, message: str) -> None:
-    """Raises a UserError unless the condition holds."""
-    if not condition:
-        raise UserError(message)
-
-def processes() -> tuple[int, int]:
-    """The rank of this process and the number of all that torchrun started; (0, 1) without torchrun."""
-    started = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_rank(), distributed.get_world_size()) if started else (0, 1)
-
-def average_over_processes(*tensors: Tensor) -> Tensor:
-    """Overwrites the tensors by their means over all processes, which must all come here; returns the first tensor."""
-    if (count := processes()[1]) > 1:
-        together = torch.cat([x.flatten() for x in tensors]) / count
-        with explain("another process of this training has ended"):
-            distributed.all_reduce(together)
-        for x, mean in zip(tensors, together.split([x.numel() for x in tensors]), strict=True):
-            x.copy_(mean.view(x.shape))
-    return tensors[0]
-
-def option(default, text: str, least: float = 1e-12, most: int = 2**31 - 1):
-    return dataclasses.field(default=default, metadata={"help": text, "range": (least, most)})
-
-@dataclasses.dataclass
-class Config:
-    """All settings of a run. The defaults are the cartoon preset; each field is also a flag of the command line."""
-    dataset: str = option("cartoon", "cartoon (drawn by this program), mnist, celeba, or a folder of images")
-    data_dir: str = option("", "where the data is (default: data/DATASET); alone, it means a folder of images")
-    resolution: int = option(32, "width and height of the images, a power of two from 8")
-    channel_base: int = option(1024, "feature maps at a resolution: min(channel-max, channel-base / resolution)", most=2**20)
-    channel_max: int = option(128, "the most feature maps of a layer", most=2**14)
-    latent_dim: int = option(32, "dimensions d of the latent vector", most=2**14)
-    mapping_layers: int = option(2, "layers of the mapping network", most=64)
-    batch_size: int = option(8, "real images a step, of all processes together")
-    images: int = option(32_000, "budget: real images seen in training")
-    lr: float = option(3e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
-    lr_final: float = option(0.5, "the learning rate falls exponentially to this factor at the end of the budget")
-    loss: str = option("nsgan", f"adversarial loss: {', '.join(LOSSES)}")
-    encoder_weight: float = option(10.0, "lambda, the weight of L_enc in both losses", 0)
-    r1_gamma: float = option(2.0, "gamma: gamma / 2 weighs R1 (or the penalty of wgan-gp)", 0)
-    latent_scale: bool = option(True, "scale the latent vector; without it, s = 1: the paper's comparison")
-    scale_rule: str = option("ema", "moving average behind v: ema or sma")
-    scale_window: int = option(400, "its memory in steps", most=2**20)
-    head_scale: float = option(0.1, "initial scale of the latent head")
-    flip: bool = option(False, "mirror half of the training images")
-    seed: int = option(0, "seed of weights, latent vectors and data order", 0)
-    device: str = option("auto", "cuda, mps, cpu, or auto: the first of these that is there")
-    threads: int = option(0, "CPU threads (default: PyTorch's choice)", 0, 1024)
-    out: str = option("", "folder of the run (default: runs/PRESET, numbered when taken)")
-    def check(self) -> "Config":
-        """Raises UserError on the first setting that cannot work; fills in the default of data_dir. Returns itself."""
-        sets = {"dataset": LOADERS, "loss": LOSSES, "scale_rule": ["ema", "sma"], "resolution": [2**i for i in range(3, 11)]}
-        for field in dataclasses.fields(self):
-            value, kind, (least, most) = getattr(self, field.name), type(field.default), field.metadata["range"]
-            flag, choices = "--" + field.name.replace("_", "-"), sets.get(field.name, [value])
-            require(isinstance(value, (int, float) if kind is float else kind), f"{flag} {value} is no {kind.__name__}")
-            require(kind not in (int, float) or least <= value <= most, f"{flag} {value} is out of range")
-            require(value in choices, f"{flag} {value} is not one of {', '.join(map(str, choices))}")
-        self.data_dir = self.data_dir or f"data/{self.dataset}"
-        return self
-
-PRESETS = {
-    "cartoon": {},
-    "mnist": {"dataset": "mnist", "batch_size": 16, "encoder_weight": 3.0, "r1_gamma": 5.0, "lr": 2e-3, "images": 84_000},
-    "celeba64": {"dataset": "celeba", "resolution": 64, "latent_dim": 64, "batch_size": 16, "flip": True, "images": 400_000,
-                 "lr": 2e-3, "lr_final": 0.1, "encoder_weight": 8.0, "r1_gamma": 1.0, "scale_window": 1500},
-    "celeba": {"dataset": "celeba", "resolution": 128, "channel_base": 8192, "channel_max": 512, "latent_dim": 512, "mapping_layers": 8,
-               "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3, "lr_final": round(0.98**50, 4), "encoder_weight": 1.0,
-               "r1_gamma": 20.0, "scale_rule": "sma", "scale_window": 512, "head_scale": 1.0}}
-PRESETS["folder"] = {**PRESETS["celeba64"], "dataset": "folder"}
-
-def build(config: Config) -> DLSGAN:
-    """Networks and latent scale of a configuration, on the CPU, with fresh weights from torch's global seed."""
-    c, image_channels = config, 1 if config.dataset == "mnist" else 3
-    channels = {"channel_base": c.channel_base, "channel_max": c.channel_max}
-    return DLSGAN(Generator(c.resolution, image_channels, c.latent_dim, c.mapping_layers, **channels),
-                  Discriminator(c.resolution, image_channels, c.latent_dim, **channels, head_scale=c.head_scale),
-                  LatentScale(c.latent_dim, c.scale_rule, c.scale_window, c.latent_scale))
-
-def pick_device(name: str) -> torch.device:
-    """The named device, or the best there is."""
-    here = [d for d in ("cuda", "mps", "cpu") if d == "cpu" or getattr(torch, d).is_available()]
-    with explain(f"device {name!r} is not available: choose {', '.join(here)}"):
-        device = torch.device(here[0] if name == "auto" else name)
-        if device == torch.device("cuda"):  # each process of torchrun takes its own GPU
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
-        torch.ones(1, device=device).item()  # fails on the cuda:7 of a machine with four
-        return device
-
-# Data. Every loader returns (train, test), uint8 arrays [N, C, H, W]; large ones are memory maps on disk.
 CARTOON_FACTORS = ("x", "y", "size", "tilt", "smile", "eye opening", "skin tone", "background tone")
+
 
 def ellipse_distance(x: Tensor, y: Tensor, a: float, b: float | Tensor) -> Tensor:
     """First-order distance to the curve (x/a)^2 + (y/b)^2 = 1, exact on it, negative inside."""
@@ -503,19 +626,24 @@ def ellipse_distance(x: Tensor, y: Tensor, a: float, b: float | Tensor) -> Tenso
     slope = ((u / a).square() + (v / b).square()).sqrt().clamp(min=1e-6)
     return (length - 1) * length / slope
 
+
 def mix_colours(first: tuple, last: tuple, position: Tensor) -> Tensor:
     """From the first RGB colour at position -1 to the last at 1: [n, 1, 1] -> [n, 3, 1, 1]."""
     first = torch.tensor(first).view(3, 1, 1)
     last = torch.tensor(last).view(3, 1, 1)
     return first.lerp(last, (1 + position[:, None]) / 2)
 
+
 def cartoon_faces(n: int, resolution: int, seed: int = 0, factors: int = 8, values: Tensor | None = None):
-    """Faces drawn from independent factors u_k ~ N(0, 1): images [n, 3, H, W] in [-1, 1] and factors [n, 8]. Shapes are
-    signed distances with an edge two pixels wide. Each factor runs through erf(u / sqrt(2)), uniform in (-1, 1). factors:
-    how many of CARTOON_FACTORS vary (the others are 0); values: draw these factors [n, 8] instead of random ones."""
+    """Faces drawn from independent factors u_k ~ N(0, 1): images [n, 3, H, W] in [-1, 1] and factors [n, 8].
+    Shapes are signed distances with an edge two pixels wide. Each factor runs through erf(u / sqrt(2)),
+    uniform in (-1, 1). factors: how many of CARTOON_FACTORS vary (the others are 0); values: draw these
+    factors [n, 8] instead of random ones."""
     if values is None:
-        values = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed)) * (torch.arange(8) < factors)
-    shift_x, shift_y, size, tilt, smile, eyes, skin, ground = torch.erf(values / SQRT2).T[..., None, None]  # [n, 1, 1]
+        rng = torch.Generator().manual_seed(seed)
+        values = torch.randn(n, 8, generator=rng) * (torch.arange(8) < factors)
+    uniform = torch.erf(values / SQRT2)[:, :, None, None]  # [n, 8, 1, 1]
+    shift_x, shift_y, size, tilt, smile, eyes, skin, ground = uniform.unbind(1)  # [n, 1, 1] each
     size = 0.78 + 0.08 * size
     tilt = 0.24 * tilt
     bend = 1.9 * smile
@@ -544,178 +672,477 @@ def cartoon_faces(n: int, resolution: int, seed: int = 0, factors: int = 8, valu
         image = image.lerp(colour, inside)
     return 2 * image - 1, values
 
+
 def load_cartoon(config: Config) -> tuple[np.ndarray, np.ndarray]:
     """20,000 faces for training and 2,000 other ones for testing."""
     chunks = [to_uint8(cartoon_faces(1000, config.resolution, seed)[0]).numpy() for seed in range(22)]
     return np.concatenate(chunks[:20]), np.concatenate(chunks[20:])
 
-MNIST_SHA256 = {"train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-                "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"}  # decoded
 
-def read_idx(path: Path) -> np.ndarray:
+# Finding files. A path may lead into an archive, such as data/archive.zip/img_align_celeba/000001.jpg.
+IMAGE = r"\.(?i:jpe?g|jfif|png|bmp|webp|gif|tiff?|ppm|pgm|avif)$"
+ARCHIVE = r"\.(?i:zip|tar|tgz|tar\.gz)"
+IGNORED = re.compile(r"(^|/)(\.|__MACOSX)|\.(crdownload|part)$")  # hidden, a Mac's notes, half a download
+
+
+def say_unreadable(error: OSError) -> None:
+    print(f"skipped {error.filename!r}: {error.strerror}")
+
+
+def list_files(root: str) -> list[str]:
+    """All files below a folder, unsorted. Links to folders are followed once. If there is no such folder, one
+    whose name differs only in case takes its place (torchvision's data/MNIST)."""
+    open_archive.cache_clear()
+    root = Path(os.path.normpath(root))
+    if not root.exists():
+        root = next((path for path in root.parent.glob("*") if path.name.lower() == root.name.lower()), root)
+    files = [root.as_posix()] if root.is_file() else []
+    folders = [str(root)] if root.is_dir() else []
+    visited = set(map(str, Path(os.path.realpath(root)).parents))  # a link upwards would be a loop
+    while folders:  # real folders first and then those behind links, so that a new link renames nothing
+        for folder, subfolders, names in os.walk(folders.pop(0), onerror=say_unreadable):
+            real = os.path.realpath(folder)
+            if real in visited:
+                subfolders.clear()
+                continue
+            visited.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not IGNORED.search(name))
+            folders += filter(os.path.islink, [os.path.join(folder, name) for name in subfolders])
+            prefix = folder.replace(os.sep, "/")
+            files += [f"{prefix}/{name}" for name in names if not IGNORED.search(name)]
+    return files
+
+
+@functools.lru_cache
+def open_archive(path: str) -> dict[str, Callable[[], bytes]]:
+    """What reads each file in a .zip or .tar: {name: function}. Nothing is unpacked; a .tar, or an archive in
+    an archive, is held in memory."""
+    with explain(f"{path} is damaged or no archive (half a download, or a web page under its name)"):
+        if path.lower().endswith(".zip"):
+            file = open(path, "rb") if os.path.isfile(path) else io.BytesIO(read_bytes(path))
+            archive = zipfile.ZipFile(file)
+            members = {entry.filename: functools.partial(archive.read, entry) for entry in archive.infolist()}
+        else:
+            data = read_bytes(path)
+            members = {}
+            for entry in tarfile.open(fileobj=io.BytesIO(data)):
+                span = slice(entry.offset_data, entry.offset_data + entry.size)
+                if entry.isfile():
+                    members[entry.name] = functools.partial(operator.getitem, data, span)
+    members = {name.replace("\\", "/").removeprefix("./"): read for name, read in members.items()}
+    return {name: read for name, read in members.items() if name[-1:] != "/" and not IGNORED.search(name)}
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file, which may lie in an archive, with gzip undone."""
+    inside = re.fullmatch(rf"(.*{ARCHIVE})/(.*)", path, re.DOTALL)
+    if os.path.isfile(path):  # a pipe is none, and would be waited for
+        data = Path(path).read_bytes()
+    elif inside and inside[2] in open_archive(inside[1]):
+        data = open_archive(inside[1])[inside[2]]()
+    else:
+        raise UserError("no such file")
+    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+
+
+def find(files: list[str], pattern: str) -> list[str]:
+    """The files whose paths match a regular expression, sorted; if there are none, those in archives."""
+    matches = re.compile(pattern, re.IGNORECASE).search
+    is_archive = re.compile(f"{ARCHIVE}$").search
+    found = [file for file in files if matches(file) and not is_archive(file)]
+    if not found:
+        for archive in filter(is_archive, files):
+            found += find([f"{archive}/{name}" for name in open_archive(archive)], pattern)
+    return sorted(found)
+
+
+def find_named(files: list[str], name: str) -> list[str]:
+    """Files of a name, whatever browsers and unpackers made of it: "name (1).txt", "name.txt.txt", ..."""
+    return find(files, re.sub("[-_]", ".?", name) + "[^/]*$")
+
+
+def hold_out(files: list[str], names: list[str]) -> tuple[list[str], list[str]]:
+    """Splits files into those to train on and some 5%, at least two, to test with, by a hash of their names:
+    an image stays on its side when others come and go."""
+    shares = [int.from_bytes(hashlib.sha256(os.fsencode(n)).digest()[:4], "big") / 2**32 for n in names]
+    count = max(2, sum(share < 0.05 for share in shares))
+    ordered = [file for _, file in sorted(zip(shares, files, strict=True), reverse=True)]
+    return ordered[:-count], ordered[-count:]
+
+
+def fingerprint(train: np.ndarray, test: np.ndarray) -> str:
+    """Sizes and a hash of some 64 images, by which a resumed run can tell that its images are others."""
+    some = [images[:: max(1, len(images) // 32)].tobytes() for images in (train, test)]
+    return f"{len(train):,} + {len(test):,} images, {hashlib.sha256(b''.join(some)).hexdigest()[:12]}"
+
+
+MNIST_SHA256 = {  # of the decoded files
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+}
+
+
+def read_idx(path: str | Path) -> np.ndarray:
     """Images in MNIST's IDX format, gzipped or not: magic number, three sizes, bytes -> uint8 [N, H, W]."""
     with explain(f"{path} is not a readable IDX file of images"):
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        raw = read_bytes(str(path))
         magic, *shape = np.frombuffer(raw[:16], ">u4").tolist()
         require(magic == 0x803, f"its magic number is {magic:#x}, not 0x803")
-        require(len(raw) == 16 + math.prod(shape) > 16, f"its {len(raw) - 16} bytes of pixels are not the announced {shape}")
+        pixels = len(raw) - 16
+        require(pixels == math.prod(shape) > 0, f"its {pixels} bytes of pixels are not the announced {shape}")
         return np.frombuffer(raw, np.uint8, offset=16).reshape(shape)
 
+
+def download_mnist(name: str, folder: str) -> str:
+    """Fetches a file of MNIST into the folder; returns its path there."""
+    path = Path(folder, f"{name}.gz")
+    url = f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz"
+    with explain(f"{path} is missing and cannot be downloaded from {url}"):
+        data = urllib.request.urlopen(url, timeout=30).read()
+        digest = hashlib.sha256(gzip.decompress(data)).hexdigest()
+        require(digest == MNIST_SHA256[name], "wrong checksum of what was sent")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return str(path)
+
+
 def load_mnist(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """The original files, downloaded when absent; 28x28 padded to 32x32, other resolutions resized from that."""
-    arrays, size = [], (config.resolution, config.resolution)
-    for name, digest in MNIST_SHA256.items():
-        plain, packed = (Path(config.data_dir) / f"{name}{ending}" for ending in ("", ".gz"))
-        if not plain.exists() and not packed.exists():
-            url = f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz"
-            with explain(f"{packed} is missing and cannot be downloaded from {url}"):
-                data = urllib.request.urlopen(url, timeout=30).read()
-                require(hashlib.sha256(gzip.decompress(data)).hexdigest() == digest, "wrong checksum of what was sent")
-                packed.parent.mkdir(parents=True, exist_ok=True)
-                packed.write_bytes(data)
-        images = np.pad(read_idx(plain if plain.exists() else packed), ((0, 0), (2, 2), (2, 2)))
-        if images.shape[1:] != size:
-            images = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.LANCZOS)) for image in images])
+    """The original files, downloaded when absent; 28x28 padded to 32x32, other sizes resized from that."""
+    files = list_files(config.data_dir)
+    arrays = []
+    for name, use in zip(MNIST_SHA256, ("to train on", "held out"), strict=True):
+        paths = find_named(files, name) or [download_mnist(name, config.data_dir)]
+        digits = read_idx(paths[0])
+        for path in paths[1:]:
+            require(np.array_equal(read_idx(path), digits), f"{paths[0]} and {path} differ: remove one")
+        print(f"mnist: {len(digits):,} images in {paths[0]}, {use}")
+        images = np.pad(digits, ((0, 0), (2, 2), (2, 2)))
+        if config.resolution != 32:
+            size = (config.resolution, config.resolution)
+            images = np.stack([Image.fromarray(image).resize(size, Image.LANCZOS) for image in images])
         arrays.append(images[:, None])  # [N, 32, 32] -> [N, 1, 32, 32]
     return arrays[0], arrays[1]
 
-def read_table(path: Path, known: set[int]) -> dict[str, list[int]]:
-    """CelebA's text tables: optionally the number of rows and a line of column names, then per image its file name
-    and values out of `known`; lines end in LF or CRLF. Returns {file name: values}."""
+
+CELEBA_TREES = """Any of these will do, with whole folders packed (.zip) or not:
+  img_align_celeba/, list_eval_partition.txt, list_attr_*.txt: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html
+  Img/img_align_celeba/, Eval/list_eval_partition.txt, Anno/list_attr_celeba.txt: that page's Google Drive
+  img_align_celeba/img_align_celeba/, list_*.csv: https://www.kaggle.com/datasets/jessicali9530/celeba-dataset
+  celeba/img_align_celeba/, celeba/list_*.txt: torchvision.datasets.CelebA(FOLDER, download=True)
+  img_align_celeba/ alone, from any of them: some 5% of the images are then held out for testing
+  any of them in another folder: --data-dir FOLDER; images of other names: --dataset FOLDER"""
+
+
+def read_table(path: str, values: set[int]) -> dict[str, list]:
+    """CelebA's tables, the authors' .txt or Kaggle's .csv: the number of rows and the names of columns, both
+    optional, then for each image its file name and numbers out of `values`. Returns {name without ending:
+    numbers}, and the names of the columns under "image_id"."""
     with explain(f"{path} is not a CelebA table"):
-        rows = [line.split() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        text = read_bytes(path).decode("utf-8-sig")
+        lines = text.translate(str.maketrans(',;"', "   ")).splitlines()
+        rows = [line.split() for line in lines if line.strip()]
         announced = int(rows.pop(0)[0]) if rows and len(rows[0]) == 1 else None
-        columns = len(rows.pop(0)) if rows and "." not in rows[0][0] else 1
-        table = {name: [int(value) for value in values] for name, *values in rows}
-        for name, values in table.items():
-            require(len(values) == columns and known.issuperset(values), f"{name} needs {columns} values of {sorted(known)}")
+        header = rows.pop(0) if rows and "." not in rows[0][0] else ["image_id", "partition"]
+        first = header[0]
+        require(first == "image_id" or "," not in text, f"its first column is {first} instead of image_id")
+        table = {"image_id": [name for name in header if name != "image_id"]}
+        meaning = {str(value): value for value in values}
+        for name, *numbers in rows:
+            if len(numbers) != len(table["image_id"]) or not meaning.keys() >= set(numbers):
+                raise UserError(f"{name} needs {len(table['image_id'])} values of {sorted(values)}")
+            table[os.path.splitext(name)[0]] = [meaning[number] for number in numbers]
         count = len(rows) if announced is None else announced
-        require(len(table) == len(rows) == count > 0, f"it announces {count} rows; {len(rows)} rows name {len(table)} files")
+        complete = len(table) - 1 == len(rows) == count > 0
+        require(complete, f"it announces {count} rows; {len(rows)} rows name {len(table) - 1} files")
         return table
 
-def load_celeba(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """The official layout, or any subset of its images; partition 2 is the test set."""
-    root, folder = Path(config.data_dir), Path(config.data_dir) / "img_align_celeba"
-    present = {path.name: path for path in list_images(folder)}
-    require(present, f"no {folder}/000001.jpg or other image: from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html get "
-                     f"img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt, and unpack them in {root}")
-    partition = read_table(root / "list_eval_partition.txt", {0, 1, 2})
-    names, attributes = sorted(present.keys() & partition.keys()), root / "list_attr_celeba.txt"
-    print(f"celeba: {len(names):,} of {len(partition):,} listed images are present; {len(present) - len(names)} not listed")
-    if attributes.exists() and (missing := set(names) - read_table(attributes, {-1, 1}).keys()):
-        raise UserError(f"{attributes} does not match the images: no row for {min(missing)}, {len(missing)} in all")
-    train, test = ([present[n] for n in names if (partition[n] == [2]) == is_test] for is_test in (False, True))
-    return decode_split(train, test, config)
 
-def list_images(folder: Path) -> list[Path]:
-    endings = ".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split()
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in endings and path.name[0] != ".")
-    return sorted(path for path in paths if path.is_file() or path.is_symlink())  # a broken link is named when decoding
+def find_table(name: str, values: set[int], files: list[str], root: str) -> tuple[str, dict[str, list]]:
+    """Path and content of the CelebA table of this name, among the files or, as root may hold images alone,
+    beside it; ("", {}) if there is none."""
+    paths = find_named(files, name)
+    for folder in list(Path(root).absolute().parents)[:2]:
+        beside = [path for place in ("", "Eval/", "Anno/") for path in folder.glob(f"{place}list_*")]
+        paths = paths or find_named([path.as_posix() for path in beside], name)
+    tables = [read_table(path, values) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        require(table == tables[0], f"{paths[0]} and {path} differ: remove one")
+    return (paths[0], tables[0]) if paths else ("", {})
+
+
+def find_faces(files: list[str], root: str) -> dict[str, str]:
+    """CelebA's images among the files, {name without ending: path}, sorted. Aligned images come before those
+    "in the wild", unpacked ones before those in archives. Two more of one name are an error."""
+    paths = []
+    for kind in ("img.?align.?celeba(?!.?png)", "align", ""):
+        paths = paths or find(files, rf"{kind}.*/\d{{6}}{IMAGE}")
+    is_packed = re.compile(rf"(^|/)(?!list_)[^/]*({ARCHIVE}|\.7z|\.rar)(\.\d+)?$").search
+    packed = ", ".join(filter(is_packed, files))
+    if not paths:
+        advice = f", nor any that can be read in {packed}" if packed else f". {CELEBA_TREES}"
+        raise UserError(f"no CelebA images (000001.jpg, ...) in {root}{advice}")
+    if packed and os.path.isfile(paths[0]):
+        print(f"celeba: there are unpacked images, so none are read from {packed}")
+    faces = {}
+    for path in paths:
+        name = os.path.splitext(os.path.basename(path))[0]
+        if name in faces:
+            raise UserError(f"there are {faces[name]} and {path}: name one of the folders with --data-dir")
+        faces[name] = path
+    return faces
+
+
+def find_celeba(config: Config) -> tuple[list[str], list[str], dict[str, list]]:
+    """CelebA's images for training, those for testing (partition 2), and the table of attributes, {} if there
+    is none."""
+    files = list_files(config.data_dir)
+    faces = find_faces(files, config.data_dir)
+    partition_from, partition = find_table("list_eval_partition", {0, 1, 2}, files, config.data_dir)
+    attributes_from, attributes = find_table("list_attr_celeba", {-1, 1}, files, config.data_dir)
+    folders = sorted({os.path.dirname(path) for path in faces.values()})
+    tables = f"partition from {partition_from or 'no file'}, attributes from {attributes_from or 'no file'}"
+    print(f"celeba: {len(faces):,} images in {', '.join(folders[:4])}, {tables}")
+    if partition:
+        columns = partition.pop("image_id")
+        require(columns == ["partition"], f"{partition_from} gives {', '.join(columns)} instead of partition")
+        listed = {name: path for name, path in faces.items() if name in partition}
+        counts = f"{len(listed):,} of {len(partition):,} listed images are present"
+        print(f"celeba: {counts}; {len(faces) - len(listed):,} not listed")
+        require(listed, f"{partition_from} lists none of the {len(faces):,} images, such as {min(faces)}")
+        faces = listed
+    unknown = [name for name in faces if attributes and name not in attributes]
+    if unknown:
+        rows = f"no row for {os.path.basename(faces[unknown[0]])}, {len(unknown)} in all"
+        raise UserError(f"{attributes_from} does not match the images: {rows}")
+    test = [path for name, path in faces.items() if partition.get(name) == [2]]
+    train = [path for name, path in faces.items() if partition.get(name) != [2]]
+    if not test:
+        print("celeba: no images of a test set, so some 5% are held out, chosen by their names")
+        train, test = hold_out(train, list(faces))
+    return train, test, attributes
+
+
+def load_celeba(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """CelebA or any part of it, in any of CELEBA_TREES."""
+    train, test, _ = find_celeba(config)
+    return load_images(train, test, config)
+
+
+def find_images(config: Config) -> list[str]:
+    """All images below a folder; if there are none, those in archives."""
+    images = find(list_files(config.data_dir), IMAGE)
+    kinds = "a folder with image files (.jpg, .png, ...) or an archive of them"
+    require(images, f"{config.data_dir} is not {kinds}")
+    return images
+
 
 def load_folder(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Every readable image below a folder; the last 5% of a fixed random order are the test set."""
-    paths = list_images(Path(config.data_dir))
-    require(paths, f"{config.data_dir} is not a folder with image files (.jpg, .png, ...)")
-    return decode_split([paths[i] for i in np.random.default_rng(0).permutation(len(paths))], [], config)
+    """Every readable image below a folder. Its path below the folder decides whether it is held out."""
+    images = find_images(config)
+    start = len(os.path.normpath(config.data_dir)) + 1
+    names = [re.sub(f"[^/]*{ARCHIVE}/", "", path[start:]) for path in images]  # unpacking in place keeps them
+    train, test = hold_out(images, names)
+    return load_images(train, test, config)
 
-def read_image(path: Path, config: Config) -> np.ndarray:
-    """A picture as uint8 [C, H, W], upright, on white. CelebA's whole frame is squashed to a square; others are cropped."""
-    with Image.open(path) as image:
+
+def image_channels(config: Config) -> int:
+    """1 for grey images, 3 for coloured ones."""
+    return config.image_channels or (1 if config.dataset == "mnist" else 3)
+
+
+def detect_channels(config: Config) -> int:
+    """The image_channels of a new run: 1 for a folder of grey images too, by the modes of some 64 of them."""
+    if config.dataset != "folder" or config.image_channels:
+        return image_channels(config)
+    images = find_images(config)
+    modes = set()
+    for path in images[:: max(1, len(images) // 64)]:
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(read_bytes(path))) as image:
+            modes.add(image.mode.split(";")[0])
+    return 1 if modes and modes <= {"1", "L", "LA", "I", "F"} else 3
+
+
+FRAMINGS = {  # functions of an image, a size and a filter
+    "crop": ImageOps.fit,
+    "pad": functools.partial(ImageOps.pad, color="white"),
+    "squash": Image.Image.resize,
+}
+
+
+def read_image(path: str | Path, config: Config) -> np.ndarray:
+    """A picture as uint8 [C, H, W], upright, on white. Unless config.framing says something else, CelebA's whole
+    frame is squashed to a square, as in the paper, and other pictures are cropped."""
+    with Image.open(io.BytesIO(read_bytes(str(path)))) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode[0] == "I":  # 16-bit grey, which Pillow would clip at 255
             image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("L" if config.dataset == "mnist" else "RGB")
-        size, squash = (config.resolution, config.resolution), config.dataset == "celeba"
-        image = image.resize(size, Image.LANCZOS) if squash else ImageOps.fit(image, size, Image.LANCZOS)
-        return np.asarray(image).reshape(*size, -1).transpose(2, 0, 1)
+        image = image.convert("L" if image_channels(config) == 1 else "RGB")
+        usual = "squash" if config.dataset == "celeba" else "crop"
+        frame = FRAMINGS[usual if config.framing == "auto" else config.framing]
+        image = frame(image, (config.resolution, config.resolution), Image.LANCZOS)
+        return np.asarray(image).reshape(*image.size, -1).transpose(2, 0, 1)
 
-def decode_split(train: list[Path], test: list[Path], config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes both lists of files; where there are none for testing, the last 5% of the others are held out."""
-    images = decode(train, config) if train else []
-    if test and train:
-        return images, decode(test, config)
-    held_out = max(2, len(images) // 20)
-    print(f"{config.dataset}: no images of a test set, so {held_out} images (5%) are held out for testing")
-    return images[:-held_out], images[-held_out:]
 
-def decode(paths: list[Path], config: Config) -> np.ndarray:
-    """The images as a memory map [N, C, H, W] of a cache file, written once per list of files and resolution."""
-    shape, bad = (3, config.resolution, config.resolution), []
-    def read(path: Path) -> bytes:
-        try:
-            return read_image(path, config).tobytes()
-        except Exception as error:  # Pillow raises many kinds on damaged files
-            bad.append(path)
-            tqdm.write(f"skipped {str(path)!r}: {' '.join(str(error).split())}")
-            return b""
-    key = hashlib.sha256(f"{shape} {config.dataset == 'celeba'}".encode())
-    for path in filter(Path.is_file, paths):
-        key.update(os.fsencode(f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns}\n"))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlsgan"
-    stem = f"{config.dataset}-{config.resolution}-{key.hexdigest()[:16]}"
-    for file in cache.glob(f"{stem}-*.u8"):  # raw bytes; the number of images is in the name
-        n = int(file.stem.rsplit("-", 1)[1])
-        if file.stat().st_size == n * math.prod(shape):  # else truncated: decode again
-            return np.memmap(file, np.uint8, "r", shape=(n, *shape))
-    cache.mkdir(parents=True, exist_ok=True)
-    for file in [file for file in cache.glob("*.tmp") if time.time() - file.stat().st_mtime > 600]:
-        file.unlink(missing_ok=True)  # left by a decoding that was killed: a living one writes every few seconds
-    temporary = cache / f"{stem}.{os.getpid()}.tmp"
-    with explain(f"cannot write the decoded images to {cache}"), open(temporary, "wb") as file, ThreadPoolExecutor() as pool:
-        for start in tqdm(range(0, len(paths), 256), "decoding", unit="x256 images"):
-            file.writelines(pool.map(read, paths[start : start + 256]))
-    n, text = len(paths) - len(bad), f"too many unreadable images: {len(bad)} of {len(paths)} files, such as"
-    require(n and len(bad) <= max(10, 0.05 * len(paths)), f"{text} {', '.join(map(str, bad[:1]))}")
-    os.replace(temporary, file := cache / f"{stem}-{n}.u8")
-    return np.memmap(file, np.uint8, "r", shape=(n, *shape))
+def load_images(train: list[str], test: list[str], config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The readable images of two lists of files. If fewer than two are left for testing, the last ones for
+    training join them."""
+    images, readable = cache_images(train + test, config)
+    held_out = min(len(images), max(2, int(readable[len(train) :].sum())))
+    count = len(images) - held_out
+    print(f"{config.dataset}: {len(images):,} images: {count:,} to train on, {held_out:,} held out")
+    return images[:count], images[count:]
+
+
+def cache_folders(data_dir: str) -> list[Path]:
+    """Where decoded images may be kept: the user's cache, else beside the data, else with temporary files."""
+    beside = Path(data_dir) if Path(data_dir).is_dir() else Path(data_dir).parent
+    folders = [beside / ".dlsgan-cache"]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folders.insert(0, Path(home, "dlsgan"))
+    with contextlib.suppress(OSError):  # no folder for temporary files
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        folders.append(Path(tempfile.gettempdir(), f"dlsgan-{user}"))
+    return folders
+
+
+def is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
+def last_change(path: str) -> str:
+    """Size and time of change of a file, or of the archive that it lies in; "" for a broken link."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return f"{status.st_size} {status.st_mtime_ns}"
+    archive = re.match(f".*?{ARCHIVE}(?=/)", path)
+    return last_change(archive[0]) if archive else ""
+
+
+def read_or_skip(path: str, config: Config) -> bytes:
+    """The pixels of an image, or none, which is said, if it cannot be read."""
+    try:
+        return read_image(path, config).tobytes()
+    except Exception as error:  # Pillow raises many kinds on damaged files
+        tqdm.write(f"skipped {path!r}: {' '.join(str(error).split())}")
+        return b""
+
+
+def write_cache(path: Path, files: list[str], config: Config) -> None:
+    """A byte for each file, 1 if it is a readable image, then the pixels of those that are."""
+    for other in path.parent.glob("*.tmp"):  # of a killed decoding: a living one writes every few seconds
+        if time.time() - other.stat().st_mtime > 600:
+            other.unlink(missing_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    read = functools.partial(read_or_skip, config=config)
+    what = f"cannot write the decoded images to {path.parent}"
+    readable = bytearray(len(files))
+    try:
+        with explain(what), ThreadPoolExecutor() as pool, open(temporary, "wb") as file:
+            file.write(readable)
+            for start in tqdm(range(0, len(files), 256), "decoding", unit="x256 images"):
+                for i, pixels in enumerate(pool.map(read, files[start : start + 256]), start):
+                    readable[i] = len(pixels) > 0
+                    file.write(pixels)
+            file.seek(0)
+            file.write(readable)
+        bad = [file for file, good in zip(files, readable, strict=True) if not good]
+        too_many = f"too many unreadable images: {len(bad)} of {len(files)} files, such as {''.join(bad[:1])}"
+        require(len(bad) < len(files) and len(bad) <= max(10, 0.05 * len(files)), too_many)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_whole(path: Path, files: int, pixels: int) -> bool:
+    """Whether write_cache has written the file and nobody has cut it short."""
+    if not os.path.isfile(path):
+        return False
+    return path.stat().st_size == files + pixels * np.fromfile(path, np.uint8, files).sum()
+
+
+def cache_images(files: list[str], config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The images as a memory map [N, C, H, W] of a file that is written once per list of files and framing; and
+    whether each file could be read, bool [files]."""
+    shape = (image_channels(config), config.resolution, config.resolution)
+    key = hashlib.sha256(f"{shape} {config.framing}".encode())
+    for file in files:
+        key.update(os.fsencode(f"{os.path.abspath(file)} {last_change(file)}\n"))
+    name = f"{config.dataset}-{config.resolution}-{key.hexdigest()[:16]}.u8"
+    paths = [folder / name for folder in cache_folders(config.data_dir)]
+    path = next((path for path in paths if is_whole(path, len(files), math.prod(shape))), None)
+    if path is None:
+        path = next((path for path in paths if is_writable(path.parent)), None)
+        tried = ", ".join(str(path.parent) for path in paths)
+        require(path, f"none of {tried} can be written: name a folder for decoded images as XDG_CACHE_HOME")
+        print(f"decoded images are kept in {path.parent}")
+        write_cache(path, files, config)
+    open_archive.cache_clear()  # frees memory
+    readable = np.fromfile(path, np.bool_, len(files))
+    shape = (int(readable.sum()), *shape)
+    return np.memmap(path, np.uint8, "r", offset=len(files), shape=shape), readable
+
 
 LOADERS = {"cartoon": load_cartoon, "mnist": load_mnist, "celeba": load_celeba, "folder": load_folder}
+
 
 def to_uint8(x: Tensor) -> Tensor:
     """[-1, 1] -> 0..255, clipped and rounded."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-def to_device(x: Tensor, device: torch.device | str) -> Tensor:
-    """Copies to CUDA without waiting for what the GPU still has to do (on MPS, non_blocking can corrupt data)."""
-    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
 
 def to_float(x: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """uint8 [B, C, H, W] -> float32 in [-1, 1] on the device, channels last in memory."""
-    return to_device(torch.tensor(x), device).to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+    x = to_device(torch.tensor(x), device)
+    return x.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+
 
 def batches(images: np.ndarray, batch_size: int, seed: int, step: int, flip: bool) -> Iterator[np.ndarray]:
-    """Endless uint8 batches [B, C, H, W], from a training step on, in a new random order each epoch (whose incomplete
-    last batch is left out). The order follows from seed and epoch alone, so that a run can go on where it stopped."""
-    rank, count = processes()  # of which each gets its share of every batch
-    require(batch_size <= len(images), f"--batch-size {batch_size} is too large for {len(images)} images for training")
-    require(batch_size % count == 0, f"--batch-size {batch_size} cannot be shared by {count} processes")
-    epoch, first = divmod(step, len(images) // batch_size)
+    """Endless uint8 batches [B, C, H, W], from a training step on, in a new random order each epoch (whose
+    incomplete last batch is left out). The order follows from seed and epoch alone, so that a run can go on
+    where it stopped."""
+    rank, world_size = rank_and_world_size()  # each process gets its share of every batch
+    n = len(images)
+    require(batch_size <= n, f"--batch-size {batch_size} is too large for {n} images for training")
+    shared = batch_size % world_size == 0
+    require(shared, f"--batch-size {batch_size} cannot be shared by {world_size} processes")
+    epoch, first = divmod(step, n // batch_size)
     while True:
         rng = np.random.default_rng([seed, epoch])
-        order, mirrored = rng.permutation(len(images)), rng.random(len(images)) < 0.5 * flip
-        for i in range(first * batch_size, len(images) - batch_size + 1, batch_size):
-            share = slice(i + rank, i + batch_size, count)
-            batch, mirror = images[order[share]], mirrored[share]
+        order = rng.permutation(n)
+        mirrored = rng.random(n) < 0.5 * flip
+        for start in range(first * batch_size, n - batch_size + 1, batch_size):
+            share = slice(start + rank, start + batch_size, world_size)
+            batch = images[order[share]]
+            mirror = mirrored[share]
             batch[mirror] = batch[mirror, :, :, ::-1]
             yield batch
-        epoch, first = epoch + 1, 0
+        epoch += 1
+        first = 0
 
-# Measures
+
+# ---- METRICS -----------------------------------------------------------------------------------------------
+
 METRICS = {  # every field of metrics.jsonl; those from "l_enc" on stand only in lines with an evaluation
     "images": "real images seen so far",
     "seconds": "training time so far, in seconds, evaluations included",
     "images_per_second": "training speed since the last line",
     "lr": "learning rate",
+    "changed": "settings that --resume changed before this line",
     "loss_d": "discriminator loss without penalty, mean since the last line (as all training losses)",
     "loss_g": "generator loss",
     "l_enc_train": "L_enc of the networks in training",
     "penalty": "R1 or WGAN-GP penalty times its weight",
     "logits_real": "mean logit of real images",
     "logits_fake": "mean logit of generated images",
-    "z_hat_mean": "mean over dimensions of |batch mean of z_hat|; chance alone gives a good encoder 0.8 sqrt(v / batch)",
+    "z_hat_mean": "mean of |batch mean of z_hat|; chance alone gives a good encoder 0.8 sqrt(v / batch)",
     "active_train": "number of v_i > 1/2 in the running average v",
     "entropy_train": "differential entropy of z * s, in nats",
     "effective_train": "effective dimensions (sum s^2)^2 / sum s^4",
@@ -726,314 +1153,878 @@ METRICS = {  # every field of metrics.jsonl; those from "l_enc" on stand only in
     "spread": "standard deviation per pixel, averaged: generated over real images (healthy: near 1)",
     "psnr_*": "PSNR of reconstructions (of generated and of test images), dB",
     "ssim_*": "SSIM of reconstructions; absent below 11x11 pixels",
-    "gain_*": "PSNR of reconstructions above that of the mean image, dB",
-    "mse_*": "mean squared error of reconstructions, images in [-1, 1]"}
+    "psnr_gain_*": "PSNR of reconstructions above that of the mean image, dB",
+    "mse_*": "mean squared error of reconstructions, images in [-1, 1]",
+}
+
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal-to-noise ratio per image in dB: [B, C, H, W] twice, in [-1, 1] (peak to peak 2) -> [B]."""
     return 10 * torch.log10(4 / (x - y).square().flatten(1).mean(1).clamp(min=1e-10))
 
+
 def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Structural similarity per image (Wang et al. 2004: 11x11 Gaussian, sigma 1.5) of 11x11 pixels or more; as psnr."""
+    """Structural similarity per image (Wang et al. 2004: 11x11 Gaussian, sigma 1.5); shapes as in psnr."""
     taps = torch.exp(-torch.arange(-5.0, 6.0, dtype=x.dtype, device=x.device).square() / (2 * 1.5**2))
-    window = torch.outer(taps, taps)[None, None] / taps.sum() ** 2
-    def mean(image: Tensor) -> Tensor:  # [B, C, H, W] -> [B*C, 1, H-10, W-10]
-        return F.conv2d(image.flatten(0, 1)[:, None], window)
-    x_mean, y_mean = mean(x), mean(y)
-    x_var, y_var, covariance = mean(x * x) - x_mean**2, mean(y * y) - y_mean**2, mean(x * y) - x_mean * y_mean
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # the usual constants for a range of 2
+    window = (torch.outer(taps, taps) / taps.sum() ** 2)[None, None]
+    batch_size = len(x)
+    x = x.flatten(0, 1)[:, None]  # [B, C, H, W] -> [B*C, 1, H, W]
+    y = y.flatten(0, 1)[:, None]
+    x_mean = F.conv2d(x, window)  # [B*C, 1, H-10, W-10]
+    y_mean = F.conv2d(y, window)
+    x_var = F.conv2d(x * x, window) - x_mean**2
+    y_var = F.conv2d(y * y, window) - y_mean**2
+    covariance = F.conv2d(x * y, window) - x_mean * y_mean
+    c1 = (0.01 * 2) ** 2  # the usual constants for a range of 2
+    c2 = (0.03 * 2) ** 2
     similarity = (2 * x_mean * y_mean + c1) * (2 * covariance + c2)
-    return (similarity / ((x_mean**2 + y_mean**2 + c1) * (x_var + y_var + c2))).view(len(x), -1).mean(1)
+    similarity = similarity / ((x_mean**2 + y_mean**2 + c1) * (x_var + y_var + c2))
+    return similarity.view(batch_size, -1).mean(1)
+
 
 @torch.no_grad()
 def evaluate(model: DLSGAN, images: Tensor, batch_size: int = 32, seed: int = 1) -> dict:
-    """The METRICS from "l_enc" on, of test images [N, C, H, W] in [-1, 1] and N generated ones."""
-    def in_batches(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        parts = zip(*(x.split(batch_size) for x in tensors), strict=True)
-        return torch.cat([function(*(x.to(model.latent_scale.v.device) for x in part)).cpu() for part in parts])
-    z = prior(len(images), model.latent_scale, torch.Generator().manual_seed(seed)).cpu()
-    generated = in_batches(lambda z: model.decode(z).clamp(-1, 1), z)
-    z_hat = in_batches(model.encode, generated)
+    """The METRICS from "l_enc" on, of test images [N, C, H, W] in [-1, 1] and N generated ones. What is not
+    defined for these images (the spread over equal ones, the SSIM of small ones) is absent."""
+    z = sample_latents(len(images), model.latent_scale, torch.Generator().manual_seed(seed))
+    images = images.to(z.device).clamp(-1, 1)
+    generated = in_batches(model.decode, z, batch_size=batch_size).clamp(-1, 1)
+    z_hat = in_batches(model.encode, generated, batch_size=batch_size)
     v = z_hat.square().mean(0)
-    result = {"l_enc": encoder_loss(z, z_hat, model.latent_scale.scale().cpu()).item(), "mse_z": F.mse_loss(z, z_hat).item()}
-    result |= {"v": [round(value, 5) for value in v.tolist()], "active": int((v > 0.5).sum())}
-    result["spread"] = (generated.std(0).mean() / images.std(0).mean()).item()
-    for name, x in (("generated", generated), ("test", images.clamp(-1, 1))):
-        y = in_batches(lambda x: model.reconstruct(x).clamp(-1, 1), x)
-        scores = {"psnr": in_batches(psnr, x, y), "ssim": in_batches(ssim, x, y) if x.shape[-1] >= 11 else None}
-        scores["gain"] = scores["psnr"] - in_batches(psnr, x, x.mean(0).expand_as(x))
-        scores["mse"] = in_batches(lambda x, y: (x - y).square().flatten(1).mean(1), x, y)
-        result |= {f"{key}_{name}": score.mean().item() for key, score in scores.items() if score is not None}
+    result = {
+        "l_enc": encoder_loss(z, z_hat, model.latent_scale.scale()).item(),
+        "mse_z": F.mse_loss(z, z_hat).item(),
+        "v": [round(value, 5) for value in v.tolist()],
+        "active": int((v > 0.5).sum()),
+    }
+    real_spread = images.std(0).mean()
+    if real_spread > 0:
+        result["spread"] = (generated.std(0).mean() / real_spread).item()
+    for name, x in (("generated", generated), ("test", images)):
+        y = in_batches(model.reconstruct, x, batch_size=batch_size).clamp(-1, 1)
+        result[f"psnr_{name}"] = psnr(x, y).mean().item()
+        if x.shape[-1] >= 11:
+            result[f"ssim_{name}"] = in_batches(ssim, x, y, batch_size=batch_size).mean().item()
+        result[f"psnr_gain_{name}"] = (psnr(x, y) - psnr(x, x.mean(0).expand_as(x))).mean().item()
+        result[f"mse_{name}"] = (x - y).square().flatten(1).mean(1).mean().item()
     return result
 
-def grid(rows: Iterable[Tensor]) -> np.ndarray:
-    """Rows of images [n, C, H, W] in [-1, 1] as one picture [rows*H, n*W, C] (without C if grey)."""
-    return to_uint8(torch.cat([torch.cat(list(row.cpu()), 2) for row in rows], 1)).permute(1, 2, 0).squeeze(2).numpy()
+
+def make_grid(rows: Iterable[Tensor]) -> np.ndarray:
+    """Rows of images [n, C, H, W] in [-1, 1] as one picture uint8 [rows*H, n*W, C] (without C if grey)."""
+    picture = torch.cat([torch.cat(list(row.cpu()), 2) for row in rows], 1)  # [C, rows*H, n*W]
+    return to_uint8(picture).permute(1, 2, 0).squeeze(2).numpy()
+
 
 @torch.no_grad()
 def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: str) -> None:
-    """The figure to look at first: samples, reconstructions, the spectrum of v, and curves from metrics.jsonl."""
+    """The figure to look at first: samples, reconstructions, the spectrum of v, and curves from
+    metrics.jsonl."""
     from matplotlib.figure import Figure
-    samples = torch.cat([model.sample(8, seed).cpu().clamp(-1, 1) for seed in range(8)])
-    lines = [line for line in history if "l_enc" in line]
-    last, panels = lines[-1], [("samples", samples.split(8))]
-    for name, x in (("generated", samples), ("test", test)):
-        x = x[: 8 * min(4, max(1, len(x) // 8))].split(8)
-        text = f"{last[f'psnr_{name}']:.1f} dB, {last[f'gain_{name}']:+.1f} dB against the mean image"
-        pairs = [row for part in x for row in (part, model.reconstruct(part.to(model.latent_scale.v.device)))]
-        panels.append((f"{name} images, each row above its reconstructions\n{text}", pairs))
+
+    evaluations = [line for line in history if "l_enc" in line]
+    last = evaluations[-1]
     figure = Figure((12, 8.2), layout="constrained")
     figure.suptitle(f"{title}: {last['active']} of {len(last['v'])} latent dimensions active (v > 1/2)")
     pictures, (spectrum, *curves) = figure.subplots(2, 3, height_ratios=(1.2, 1))
-    for axis, (text, rows) in zip(pictures, panels, strict=True):
-        axis.imshow(grid(rows), cmap="gray", interpolation="nearest")
-        axis.set_title(text, fontsize=10)
-        axis.axis("off")
+    samples = torch.cat([model.sample(8, seed).cpu().clamp(-1, 1) for seed in range(8)])
+    show_rows(pictures[0], samples.split(8), "samples")
+    for axis, name, images in ((pictures[1], "generated", samples), (pictures[2], "test", test)):
+        text = f"{last[f'psnr_{name}']:.1f} dB, {last[f'psnr_gain_{name}']:+.1f} dB against the mean image"
+        text = f"{name} images, each row above its reconstructions\n{text}"
+        show_rows(axis, with_reconstructions(model, images[:32]), text)
     spectrum.bar(range(1, 1 + len(last["v"])), sorted(last["v"], reverse=True), width=1, color="#30638e")
     spectrum.axhline(0.5, color="0.4", linestyle="--")
     spectrum.set(xlabel="latent dimension, sorted", ylabel="v: variance the encoder recovers", ylim=(0, 1.1))
-    fields = {"L_enc; spread": {"l_enc": "L_enc", "spread": "spread, generated / real"},
-              "dB above the mean image": {"gain_generated": "generated images", "gain_test": "test images"}}
-    for axis, (unit, keys) in zip(curves, fields.items(), strict=True):
-        for (key, label), style in zip(keys.items(), (".-", ".--"), strict=True):
-            axis.plot([line["images"] / 1000 for line in lines], [line[key] for line in lines], style, label=label)
-        axis.set(xlabel="thousand real images seen", ylabel=unit)
-        axis.legend(frameon=False)
-        axis.grid(alpha=0.3)
+    show_curves(
+        curves[0], evaluations, {"l_enc": "L_enc", "spread": "spread, generated / real"}, "L_enc; spread"
+    )
+    gains = {"psnr_gain_generated": "generated images", "psnr_gain_test": "test images"}
+    show_curves(curves[1], evaluations, gains, "dB above the mean image")
     figure.savefig(path, dpi=110)
 
-# Training
-FORMAT, SAVE_SECONDS, EVALUATED = 2, 300, 256  # of checkpoints; time between them; test images in an evaluation
+
+def with_reconstructions(model: DLSGAN, images: Tensor) -> list[Tensor]:
+    """Rows of up to 8 images, each followed by the row of their reconstructions; images [n, C, H, W]."""
+    if len(images) > 8:
+        images = images[: len(images) // 8 * 8]
+    rows = []
+    for row in images.split(8):
+        rows += [row, model.reconstruct(row.to(model.latent_scale.v.device))]
+    return rows
+
+
+def show_rows(axis, rows: Iterable[Tensor], title: str) -> None:
+    axis.imshow(make_grid(rows), cmap="gray", interpolation="nearest")
+    axis.set_title(title, fontsize=10)
+    axis.axis("off")
+
+
+def show_curves(axis, lines: list[dict], fields: dict[str, str], unit: str) -> None:
+    images = [line["images"] / 1000 for line in lines]
+    for (field, label), style in zip(fields.items(), (".-", ".--"), strict=True):
+        axis.plot(images, [line.get(field, math.nan) for line in lines], style, label=label)
+    axis.set(xlabel="thousand real images seen", ylabel=unit)
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.3)
+
+
+# ---- TRAINING ----------------------------------------------------------------------------------------------
+
+CHECKPOINT_VERSION = 2
+LOADING_FAULTS = (KeyError, TypeError, ValueError, RuntimeError)  # of load_state_dict
+SAVE_SECONDS = 300  # a checkpoint at least this often
+NUM_EVAL_IMAGES = 256  # test images in an evaluation; fewer at 256x256 pixels and more
 PRETRAINED = Path(__file__).resolve().with_name("pretrained")  # trained models; a copied dlsgan.py has none
+
+
+def option(default, text: str, least: float = 1e-12, most: float = 2**31 - 1, choices: Iterable = ()):
+    metadata = {"help": text, "range": (least, most), "choices": list(choices)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass
+class Config:
+    """All settings of a run; each is also a flag of the command line. The defaults are the cartoon preset.
+    UserError on the first value that cannot work."""
+
+    dataset: str = option(
+        "cartoon", "cartoon (drawn here), mnist, celeba, or an image folder", choices=LOADERS
+    )
+    data_dir: str = option("", "where the data is (default: data/DATASET); alone: an image folder")
+    resolution: int = option(32, "image size in pixels, a power of two", choices=[2**i for i in range(3, 11)])
+    channel_base: int = option(
+        1024, "channels at a resolution: min(channel_max, channel_base / resolution)", most=2**20
+    )
+    channel_max: int = option(128, "the most channels of a layer", most=2**14)
+    latent_dim: int = option(64, "dimensions d of the latent vector", most=2**14)
+    mapping_layers: int = option(2, "layers of the mapping network", most=64)
+    batch_size: int = option(8, "real images a step, of all processes together")
+    images: int = option(50_000, "budget: real images seen in training")
+    lr: float = option(3e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
+    lr_final: float = option(0.1, "factor to which the learning rate falls by the end of the budget")
+    loss: str = option("nsgan", "adversarial loss", choices=LOSSES)
+    encoder_weight: float = option(3.0, "lambda, the weight of L_enc in both losses", 0)
+    r1_gamma: float = option(2.0, "gamma: gamma / 2 weighs R1 (or the penalty of wgan-gp)", 0)
+    latent_scale: bool = option(True, "scale the latent vector; without it, s = 1: the paper's comparison")
+    scale_rule: str = option("ema", "moving average behind v", choices=["ema", "sma"])
+    scale_window: int = option(400, "its memory in steps", most=2**20)
+    head_scale: float = option(0.1, "initial scale of the latent head")
+    flip: bool = option(False, "mirror half of the training images")
+    framing: str = option(
+        "auto", "how images become squares (auto: squash for celeba, else crop)", choices=["auto", *FRAMINGS]
+    )
+    image_channels: int = option(0, "1 (grey), 3 (colour), or 0: as the images are", 0, choices=[0, 1, 3])
+    seed: int = option(0, "seed of weights, latent vectors and data order", 0)
+    device: str = option("auto", "cuda, mps, cpu, or auto: the first of these that is there")
+    threads: int = option(0, "CPU threads (default: PyTorch's choice)", 0, 1024)
+    keep_every: int = option(0, "keep numbered checkpoints and reports, one in so many images", 0)
+    out: str = option("", "folder of the run (default: runs/PRESET, numbered when taken)")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check_setting(field, getattr(self, field.name))
+        self.data_dir = self.data_dir or f"data/{self.dataset}"
+
+
+def check_setting(field: dataclasses.Field, value: object) -> None:
+    """UserError unless the value has the field's type and range, and is one of its choices if it has any."""
+    flag = "--" + field.name.replace("_", "-")
+    kind = type(field.default)
+    least, most = field.metadata["range"]
+    choices = field.metadata["choices"]
+    kinds = (int, float) if kind is float else kind
+    require(isinstance(value, kinds), f"{flag} {value} is no {kind.__name__}")
+    require(kind not in (int, float) or least <= value <= most, f"{flag} {value} is out of range")
+    require(not choices or value in choices, f"{flag} {value} is not one of {', '.join(map(str, choices))}")
+
+
+# fmt: off  (a table)
+PRESETS = {
+    "cartoon": {},
+    "mnist": {"dataset": "mnist", "images": 84_000},
+    "celeba64": {
+        "dataset": "celeba",
+        "resolution": 64,
+        "channel_max": 256,
+        "latent_dim": 128,
+        "batch_size": 16,
+        "images": 400_000,
+        "lr": 2e-3,
+        "encoder_weight": 2.0,
+        "r1_gamma": 1.0,
+        "flip": True,
+    },
+    "celeba": {
+        "dataset": "celeba",
+        "resolution": 128,
+        "channel_base": 8192,
+        "channel_max": 512,
+        "latent_dim": 512,
+        "mapping_layers": 8,
+        "batch_size": 32,
+        "images": 50 * 182_637,
+        "lr": 1e-3,
+        "lr_final": round(0.98**50, 4),
+        "encoder_weight": 1.0,
+        "r1_gamma": 20.0,
+        "scale_rule": "sma",
+        "scale_window": 512,
+        "head_scale": 1.0,
+    },
+}
+# fmt: on
+PRESETS["folder"] = {**PRESETS["celeba64"], "dataset": "folder"}
+
+
+def build(config: Config) -> DLSGAN:
+    """Networks and latent scale of a configuration, on the CPU, with fresh weights from torch's seed."""
+    sizes = {
+        "resolution": config.resolution,
+        "image_channels": image_channels(config),
+        "latent_dim": config.latent_dim,
+        "channel_base": config.channel_base,
+        "channel_max": config.channel_max,
+    }
+    generator = Generator(**sizes, mapping_layers=config.mapping_layers)
+    discriminator = Discriminator(**sizes, head_scale=config.head_scale)
+    latent_scale = LatentScale(config.latent_dim, config.scale_rule, config.scale_window, config.latent_scale)
+    return DLSGAN(generator, discriminator, latent_scale)
+
+
+def pick_device(name: str) -> torch.device:
+    """The named device, or the best there is. UserError if it is not there."""
+    available = [kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()] + ["cpu"]
+    faults = (RuntimeError, AssertionError, NotImplementedError)  # what torch raises for a device it lacks
+    with explain(f"device {name!r} is not available: choose {', '.join(available)}", *faults):
+        device = torch.device(available[0] if name == "auto" else name)
+        if device == torch.device("cuda"):  # each process of torchrun takes its own GPU
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+        torch.ones(1, device=device).item()  # fails on the cuda:7 of a machine with four
+        return device
+
+
+def keep_memory() -> None:
+    """glibc gives large blocks back to the system when freed, and new ones cost page faults. Keep them."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD
+
+
+def prepare(config: Config) -> torch.device:
+    """Sets what is global in a process: threads, precision, seed. Returns the device to train on."""
+    device = pick_device(config.device)
+    keep_memory()
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    torch.set_float32_matmul_precision("high")  # TF32 on CUDA, no effect on a CPU
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    torch.manual_seed(config.seed)
+    print(f"training on {device}, {torch.get_num_threads()} CPU threads")
+    return device
+
+
+class TrainingState:
+    """All that training changes; a checkpoint keeps it. Begins with fresh weights from torch's seed."""
+
+    def __init__(self, config: Config, device: torch.device):
+        self.model = build(config).to(device, memory_format=torch.channels_last)
+        networks = copy.deepcopy((self.model.generator, self.model.discriminator))
+        self.ema_model = DLSGAN(*networks, self.model.latent_scale).requires_grad_(False)  # averaged weights
+        self.optimizers = make_optimizers(self.model, config.lr)
+        names = ("model", "ema", "optimizer_g", "optimizer_d")
+        self.parts = dict(zip(names, (self.model, self.ema_model, *self.optimizers), strict=True))
+        self.rng = torch.Generator().manual_seed(config.seed)
+        self.step = 0
+        self.in_step = False  # networks and statistics are those of no step
+        self.seconds = 0.0  # of training so far, evaluations included
+        self.totals = {}  # sums of the losses since the last line of metrics
+        self.step_logged = 0  # step of that line
+        self.history = []  # lines of metrics
+        self.changed = ""  # settings that --resume changed, for the next line
+        self.data = ""  # fingerprint of the images
+
+    def state_dict(self) -> dict:
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state |= {
+            "rng": self.rng.get_state(),
+            "step": self.step,
+            "logged": self.step_logged,
+            "data": self.data,
+        }
+        return state | {"seconds": self.seconds, "totals": self.totals, "history": json.dumps(self.history)}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.rng.set_state(state["rng"])
+        self.step = int(state["step"])
+        self.seconds = float(state["seconds"])
+        self.totals = dict(state["totals"])
+        self.step_logged = int(state["logged"])
+        self.data = state.get("data", "")  # absent in older checkpoints
+        self.history = [upgrade_names(line) for line in json.loads(state["history"])]
+        if self.step < 0 or not all(map(moments_fit, self.optimizers)):
+            raise ValueError("its step is negative, or the moments of Adam are those of other weights")
+
+    def start_clock(self) -> None:
+        self.step_timed = self.step
+        self.time_begun = time.perf_counter()
+        self.seconds_begun = self.seconds
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        """Counts a step and adds its losses to the totals."""
+        self.totals = {name: value + self.totals.get(name, 0.0) for name, value in scalars.items()}
+        self.step += 1
+        self.in_step = False
+        self.seconds = self.seconds_begun + time.perf_counter() - self.time_begun
+
+    def next_line(self, batch_size: int) -> dict:
+        """Mean losses since the last line, and the latent scale's metrics."""
+        line = {name: total.item() / (self.step - self.step_logged) for name, total in self.totals.items()}
+        elapsed = time.perf_counter() - self.time_begun  # after .item() has waited for the device
+        line["images"] = self.step * batch_size
+        line["seconds"] = round(self.seconds_begun + elapsed, 2)
+        line["images_per_second"] = round((self.step - self.step_timed) * batch_size / elapsed, 2)
+        line["lr"] = self.optimizers[0].param_groups[0]["lr"]
+        line |= {f"{name}_train": value.item() for name, value in self.model.latent_scale.metrics().items()}
+        if self.changed:
+            line["changed"] = self.changed
+        self.totals = {}
+        self.changed = ""
+        self.step_logged = self.step
+        return line
+
+
+def moments_fit(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether Adam's moments have the shapes of their weights, which load_state_dict does not check."""
+    states = optimizer.state.items()
+    return all(state[k].shape == weight.shape for weight, state in states for k in ("exp_avg", "exp_avg_sq"))
+
+
+def upgrade_names(old: dict) -> dict:
+    """Settings or metrics of an older checkpoint by today's names; `width` was a factor on all channels."""
+    new = {re.sub("^gain_", "psnr_gain_", name): value for name, value in old.items()}
+    if "width" in new:
+        width = new.pop("width")
+        new["channel_base"] = round(8192 * width)
+        new["channel_max"] = round(512 * width)
+    return new
+
 
 def save_checkpoint(path: Path, state: dict) -> None:
     """Replaces the file in one step and keeps the one before as checkpoint-previous.pt."""
-    with explain(f"cannot write {path}"):
+    with explain(f"cannot write {path}", OSError, RuntimeError):  # the second is torch's, on a full disk
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_suffix(".tmp"), "wb") as file:
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
             os.replace(path, path.with_name("checkpoint-previous.pt"))
-        os.replace(file.name, path)
+        os.replace(temporary, path)
 
-def upgrade_config(settings: dict) -> dict:
-    """The settings of a checkpoint under today's names: a first version had a factor `width` on the channels."""
-    settings = dict(settings)
-    if "width" in settings:
-        width = settings.pop("width")
-        settings["channel_base"] = round(8192 * width)
-        settings["channel_max"] = round(512 * width)
-    return settings
 
 def read_checkpoint(path: str | Path) -> tuple[Config, dict]:
     """The configuration and the state in a checkpoint file, or in the newest checkpoint of a run's folder."""
-    files = (Path(path) / "checkpoint.pt", Path(path) / "checkpoint-previous.pt") if Path(path).is_dir() else (Path(path),)
-    path = next((file for file in files if file.exists()), files[0])
+    path = Path(path)
+    if path.is_dir():
+        newest = path / "checkpoint.pt"
+        path = newest if newest.exists() else path / "checkpoint-previous.pt"
+    damaged = f"{path} is damaged or not a checkpoint of this program"
     try:
-        require(not zipfile.ZipFile(path).testzip(), "a checksum is wrong")  # torch.load does not compare them
+        require(not zipfile.ZipFile(path).testzip(), damaged)  # checksums, which torch.load does not compare
         state = torch.load(path, map_location="cpu", weights_only=True)  # never runs code from the file
-        config, written = Config(**upgrade_config(state["config"])), state["format"]
-    except OSError as error:
-        there = "; there: " + (", ".join(sorted(p.stem for p in PRETRAINED.glob("*.pt"))) or "nothing, see the repository")
-        raise UserError(f"{path} cannot be read: {error.strerror}{there * (path.parent == PRETRAINED)}") from None
-    except Exception:  # torch's message is pages long, and advises to load the file unsafely
-        raise UserError(f"{path} is damaged or not a checkpoint of this program") from None
-    require(written == FORMAT, f"{path} has checkpoint format {written}, and this program reads {FORMAT}")
-    return config.check(), state
+        version = state["format"]
+        settings = upgrade_names(state["config"])
+    except OSError as fault:
+        there = ""
+        if path.parent == PRETRAINED:
+            names = sorted(file.stem for file in PRETRAINED.glob("*.pt"))
+            there = "; there: " + (", ".join(names) or "nothing, see the repository")
+        raise UserError(f"{path} cannot be read: {fault.strerror}{there}") from fault
+    except UserError:
+        raise
+    except Exception as fault:  # a damaged file can raise anything; torch's message is pages long
+        raise UserError(damaged) from fault
+    known = CHECKPOINT_VERSION
+    require(version == known, f"{path} has checkpoint format {version}, and this program reads {known}")
+    with explain(damaged, TypeError):  # settings of another name
+        return Config(**settings), state
 
-def load(checkpoint: str | Path, device: str = "cpu") -> DLSGAN:
-    """The trained model (averaged weights) of a checkpoint file or a run's folder, ready to encode and decode."""
+
+def load_model(checkpoint: str | Path, device: str = "cpu") -> DLSGAN:
+    """The trained model (averaged weights) of a checkpoint or a run's folder, ready to encode and decode."""
     config, state = read_checkpoint(checkpoint)
     model = build(config)
-    with explain(f"{checkpoint} holds weights of another configuration than it names"):
+    with explain(f"{checkpoint} holds weights of another configuration than it names", *LOADING_FAULTS):
         model.load_state_dict(state["ema"])
     return model.requires_grad_(False).eval().to(pick_device(device), memory_format=torch.channels_last)
 
+
+load = load_model  # its name in the first release
+
+
 def load_pretrained(name: str, device: str = "cpu") -> DLSGAN:
-    """The trained model in pretrained/NAME.pt beside this file (the repository has it): load_pretrained("celeba64")."""
-    return load(PRETRAINED / f"{name}.pt", device)
+    """The trained model in pretrained/NAME.pt beside this file, as the repository has it."""
+    return load_model(PRETRAINED / f"{name}.pt", device)
 
-def keep_memory() -> None:
-    """glibc gives large blocks back to the system at every free, and each new one costs page faults. Keep them."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0), libc.mallopt(-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
 
-def train(config: Config, resume: bool = False, stop: threading.Event | None = None) -> Iterator[dict]:
-    """Trains and yields lines of METRICS every 50 steps or sooner, some with an evaluation. Writes checkpoint.pt,
-    metrics.jsonl and report.png to config.out, if set. resume: go on from the checkpoint there; on the same CPU and thread
-    count the result is that of an uninterrupted run to the bit. stop: an event; once it is set, the loop saves and ends."""
-    c, device, (rank, count) = config.check(), pick_device(config.device), processes()
-    out = Path(c.out) if c.out and rank == 0 else None
-    new = not out or resume or not any(out.glob("checkpoint*.pt"))
-    require(new, f"{out} already holds a run: --resume {out} goes on with it, --out names another")
-    keep_memory()
-    torch.set_num_threads(c.threads or torch.get_num_threads())
-    torch.set_float32_matmul_precision("high")  # TF32 on CUDA, no effect on a CPU
-    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-    torch.manual_seed(c.seed)
-    model = build(c).to(device, memory_format=torch.channels_last)
-    average = DLSGAN(*map(copy.deepcopy, (model.generator, model.discriminator)), model.latent_scale).requires_grad_(False)
-    rng, optimizers = torch.Generator().manual_seed(c.seed), make_optimizers(model, c.lr)
-    stateful = {"model": model, "ema": average, "optimizer_g": optimizers[0], "optimizer_d": optimizers[1]}
-    step, step_logged, seconds, totals, history = 0, 0, 0.0, {}, []  # totals: sums of the losses since the last line
-    if resume:
-        _, state = read_checkpoint(c.out)
-        with explain(f"the checkpoint in {c.out} does not fit its own configuration"):
-            for name, target in stateful.items():
-                target.load_state_dict(state[name])
-            rng.set_state(state["rng"])
-            kinds = {"step": int, "logged": int, "seconds": float, "totals": dict, "history": json.loads}
-            step, step_logged, seconds, totals, history = (kind(state[key]) for key, kind in kinds.items())
-            fit = [s[k].shape == p.shape for o in optimizers for p, s in o.state.items() for k in ("exp_avg", "exp_avg_sq")]
-            require(step >= 0 and all(fit), "its step is negative, or the moments of Adam are those of other weights")
-    for first in (True, False):  # one process downloads or decodes the data, then the others find them
-        if first == (rank == 0):
-            train_images, test_images = LOADERS[c.dataset](c)
-        average_over_processes(torch.zeros(1))
-    require(len(test_images) > 1, f"{c.data_dir} has too few images: {len(test_images)} for testing")
-    test = to_float(test_images[: EVALUATED // max(1, c.resolution // 128)])
-    stream = batches(train_images, c.batch_size, c.seed, step, c.flip)
-    steps, penalty_every = math.ceil(c.images / c.batch_size), 1 if c.loss == "wgan-gp" else 16
-    log_every, evaluate_every = min(50, max(1, steps // 200)), max(50, min(2000, -(-steps // 8)))
-    logged = saved = time.perf_counter()
-    started, step_saved, step_timed, written = logged - seconds, step if resume else -1, step, 0
-    def save() -> None:
-        state = {name: x.state_dict() for name, x in stateful.items()} | {"format": FORMAT, "config": dataclasses.asdict(c)}
-        state |= {"step": step, "logged": step_logged, "totals": totals, "history": json.dumps(history)}
-        save_checkpoint(out / "checkpoint.pt", state | {"rng": rng.get_state(), "seconds": time.perf_counter() - started})
-    while step < steps and not average_over_processes(torch.tensor(float(stop is not None and stop.is_set()))):
-        lr = decay_learning_rate(optimizers, c.lr, c.lr_final, step / steps)
-        penalty_weight = 0.0 if step % penalty_every else c.r1_gamma / 2 * penalty_every
-        real = to_float(next(stream), device)
-        scalars = train_step(model, optimizers, real, rng, c.loss, c.encoder_weight, penalty_weight, device.type == "cuda")
-        average_weights(average, model, step)
-        totals = {key: value + totals.get(key, 0.0) for key, value in scalars.items()}
-        step += 1
-        if step % log_every and step % evaluate_every and step not in (1, 2, 4, 8, 16, steps):
+class RunFolder:
+    """The files of a run: checkpoint.pt, metrics.jsonl, report.png. Locked while this process trains."""
+
+    def __init__(self, path: str, resume: bool):
+        self.path = Path(path)
+        new = not any(self.path.glob("checkpoint*.pt"))
+        taken = f"{path} already holds a run: --resume {path} goes on with it, --out names another"
+        require(resume or new, taken)
+        self.lock = self.take_lock()
+        self.lines_written = 0
+        self.step_saved = None
+        self.time_saved = time.perf_counter()
+
+    def take_lock(self):
+        """An open file whose lock ends with the process, however that ends; None on Windows."""
+        if fcntl is None:
+            return None
+        with explain(f"cannot write to {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as fault:
+            file.close()
+            message = f"another training runs in {self.path}: wait for its end, or name another --out"
+            raise UserError(message) from fault
+        return file
+
+    def write_metrics(self, history: list[dict]) -> None:
+        """Appends the lines that are not there yet; after a resume all of them, to a new file."""
+        path = self.path / "metrics.jsonl"
+        with explain(f"cannot write {path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                self.lines_written = 0
+            with open(path, "a" if self.lines_written else "w") as file:
+                file.writelines(json.dumps(line) + "\n" for line in history[self.lines_written :])
+        self.lines_written = len(history)
+
+    def write(self, config: Config, state: TrainingState, test: Tensor) -> None:
+        """All files after a line of metrics; after an evaluation the checkpoint first, then the figure."""
+        self.write_metrics(state.history)
+        evaluated = "l_enc" in state.history[-1]
+        if evaluated or time.perf_counter() - self.time_saved > SAVE_SECONDS:
+            self.save(config, state)
+        if evaluated:
+            self.write_report(config, state, test)
+            self.keep_numbered(config.keep_every, state.history[-1]["images"])
+
+    def save(self, config: Config, state: TrainingState) -> None:
+        written = {"format": CHECKPOINT_VERSION, "config": dataclasses.asdict(config)}
+        save_checkpoint(self.path / "checkpoint.pt", written | state.state_dict())
+        self.step_saved = state.step
+        self.time_saved = time.perf_counter()
+
+    def save_rest(self, config: Config, state: TrainingState) -> None:
+        """Saves what no checkpoint holds yet, unless a step was cut short or became infinite."""
+        finite = all(math.isfinite(total) for total in state.totals.values())
+        if state.step != self.step_saved and not state.in_step and finite:
+            with DeferredSignals():
+                self.save(config, state)
+
+    def write_report(self, config: Config, state: TrainingState, test: Tensor) -> None:
+        """The figure of the last evaluation. No fault of a plot ends a training."""
+        scale = "latent scale" if config.latent_scale else "no latent scale"
+        title = f"{config.dataset}, {scale}, seed {config.seed}, {state.history[-1]['images']:,} images"
+        try:
+            report(state.ema_model, test, state.history, self.path / "report.png", title)
+        except Exception as fault:
+            reason = " ".join(str(fault).split())[:200]
+            tqdm.write(f"no report.png this time: {type(fault).__name__}: {reason}")
+
+    def keep_numbered(self, every: int, images: int) -> None:
+        """Copies of checkpoint and report, at the first evaluation after every so many images."""
+        if every and images // every > len(list(self.path.glob("checkpoint-0*.pt"))):
+            for name in ("checkpoint.pt", "report.png"):
+                file = self.path / name
+                if file.exists():
+                    shutil.copy(file, file.with_stem(f"{file.stem}-{images:09d}"))
+
+
+class DeferredSignals:
+    """Inside `with`, Ctrl-C and SIGTERM wait for the end of the block, so that no step is left half done; a
+    second one interrupts at once. Handlers are put back at the end. `pending` says whether a signal came."""
+
+    def __init__(self):
+        self.pending = False
+        self.previous = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self.note)
+
+    def __exit__(self, *_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def note(self, *_):
+        if self.pending:
+            raise KeyboardInterrupt
+        self.pending = True
+
+
+def load_data(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Images for training and testing. One process downloads or decodes them, then the others find them."""
+    rank, _ = rank_and_world_size()
+    if rank > 0:
+        all_reduce_mean(torch.zeros(1))
+    train_images, test_images = LOADERS[config.dataset](config)
+    if rank == 0:
+        all_reduce_mean(torch.zeros(1))
+    require(len(test_images) > 1, f"{config.data_dir} has too few images: {len(test_images)} for testing")
+    return train_images, test_images
+
+
+RESUME_MAY_CHANGE = ("images", "lr", "r1_gamma", "encoder_weight", "keep_every", "device", "threads")
+
+
+def resume_training(state: TrainingState, config: Config) -> None:
+    """Loads the checkpoint in config.out, and notes which settings are no longer those of the checkpoint."""
+    before, saved = read_checkpoint(config.out)
+    with explain(f"the checkpoint in {config.out} does not fit its own configuration", *LOADING_FAULTS):
+        state.load_state_dict(saved)
+    names = [name for name in RESUME_MAY_CHANGE if getattr(before, name) != getattr(config, name)]
+    state.changed = ", ".join(f"{name} {getattr(before, name)} -> {getattr(config, name)}" for name in names)
+
+
+def start_from(state: TrainingState, checkpoint: str | Path) -> None:
+    """Trained weights and latent scale for a new training; its sizes must be those of the file."""
+    _, saved = read_checkpoint(checkpoint)
+    with explain(f"the weights in {checkpoint} are of other sizes than this training's", *LOADING_FAULTS):
+        state.model.load_state_dict(saved["ema"])
+        state.ema_model.load_state_dict(saved["ema"])
+
+
+def penalty_weight(config: Config, step: int) -> float:
+    """Lazy regularisation: R1 every 16th step, 16 times as strong. WGAN-GP has its penalty at every step."""
+    interval = 1 if config.loss == "wgan-gp" else 16
+    return 0.0 if step % interval else config.r1_gamma / 2 * interval
+
+
+def require_finite(line: dict, folder: RunFolder | None) -> None:
+    """UserError on the first metric that is infinite or no number, with what the user can do."""
+    for name, value in line.items():
+        if isinstance(value, str) or np.isfinite(value).all():
             continue
-        line = {key: value.item() / (step - step_logged) for key, value in totals.items()}
-        now, step_logged = time.perf_counter(), step  # after .item() has waited for the device
-        line |= {"images": step * c.batch_size, "seconds": round(now - started, 2), "lr": lr}
-        line["images_per_second"] = round((step - step_timed) * c.batch_size / (now - logged), 2)
-        line |= {f"{key}_train": value.item() for key, value in model.latent_scale.measures().items()}
-        if rank == 0 and (step % evaluate_every == 0 or step == steps):
-            line |= evaluate(average, test, c.batch_size // count)
-        if bad := [key for key, value in line.items() if not np.isfinite(value).all()]:
-            raise UserError(f"{bad[0]} became {line[bad[0]]} after {line['images']:,} images; a checkpoint before is kept: "
-                            "try a smaller --lr or a larger --r1-gamma")
-        totals = {}
-        history.append(line)
-        if out:
-            with explain(f"cannot write to {out}"):
-                out.mkdir(parents=True, exist_ok=True)
-                written = written if (out / "metrics.jsonl").exists() else 0  # lines; 0 if somebody removed the folder
-                with open(out / "metrics.jsonl", "a" if written else "w") as file:
-                    file.writelines(json.dumps(line) + "\n" for line in history[written:])
-                if "l_enc" in line:
-                    title = f"{c.dataset}, {'' if c.latent_scale else 'no '}latent scale, seed {c.seed}"
-                    report(average, test, history, out / "report.png", f"{title}, {line['images']:,} images")
-            if "l_enc" in line or now - saved > SAVE_SECONDS:
-                save()
-                saved, step_saved = now, step
-        yield line
-        logged, step_timed, written = time.perf_counter(), step, len(history)
-    if out and step != step_saved and all(math.isfinite(value) for value in totals.values()):
-        save()
+        advice = "start again with"
+        if folder and (folder.path / "checkpoint.pt").exists():
+            advice = f"the last checkpoint is kept; go on from there by --resume {folder.path} and"
+        what = f"{name} became {value} after {line['images']:,} images"
+        raise UserError(f"{what}: {advice} a smaller --lr or a larger --r1-gamma")
 
-# Command line
-def reconstruct_photos(photos: list[str], checkpoint: str | Path = PRETRAINED / "celeba64.pt", out: str = ".") -> None:
-    """Writes each photo beside its reconstruction as PHOTO-reconstruction.png; prints PSNR and how unusual it is."""
-    model, (config, _) = load(checkpoint, "cpu"), read_checkpoint(checkpoint)
+
+def train(config: Config, resume: bool = False, init_from: str | Path = "") -> Iterator[dict]:
+    """Trains and yields lines of METRICS every 50 steps or sooner, some with an evaluation. Writes
+    checkpoint.pt, metrics.jsonl and report.png to config.out, if set; also when the iteration is left early
+    or interrupted.
+
+    resume     go on from the checkpoint there; on the same CPU and thread count the result is that of an
+               uninterrupted run to the bit
+    init_from  a checkpoint whose averaged weights and latent scale to start from
+    """
+    device = prepare(config)
+    rank, _ = rank_and_world_size()
+    if not resume:
+        config = dataclasses.replace(config, image_channels=detect_channels(config))
+    folder = RunFolder(config.out, resume) if config.out and rank == 0 else None
+    state = TrainingState(config, device)
+    if resume:
+        resume_training(state, config)
+    elif init_from:
+        start_from(state, init_from)
+    if folder:
+        folder.step_saved = state.step
+    train_images, test_images = load_data(config)
+    data = fingerprint(train_images, test_images)
+    if state.data not in ("", data):
+        print(f"the images are not those of the checkpoint: {state.data} then, {data} now")
+    state.data = data
+    test = to_float(test_images[: NUM_EVAL_IMAGES // max(1, config.resolution // 128)])
+    stream = batches(train_images, config.batch_size, config.seed, state.step, config.flip)
+    try:
+        yield from training_loop(config, state, stream, test, folder)
+    except (GeneratorExit, KeyboardInterrupt):
+        if folder:
+            folder.save_rest(config, state)
+        raise
+    if folder:
+        folder.save_rest(config, state)
+
+
+def training_loop(
+    config: Config,
+    state: TrainingState,
+    stream: Iterator[np.ndarray],
+    test: Tensor,
+    folder: RunFolder | None,
+) -> Iterator[dict]:
+    """The steps that are left. Ctrl-C ends it after the step at hand, by KeyboardInterrupt."""
+    device = state.model.latent_scale.v.device
+    rank, world_size = rank_and_world_size()
+    steps = math.ceil(config.images / config.batch_size)
+    log_every = min(50, max(1, steps // 200))
+    evaluate_every = max(50, min(2000, math.ceil(steps / 8)))
+    signals = DeferredSignals()
+    state.start_clock()
+    while state.step < steps and not in_any_process(signals.pending):
+        with signals:
+            decay_learning_rate(state.optimizers, config.lr, config.lr_final, state.step / steps)
+            real = to_float(next(stream), device)
+            loss = (config.loss, config.encoder_weight, penalty_weight(config, state.step))
+            bf16 = device.type == "cuda"
+            state.in_step = True
+            scalars = train_step(state.model, state.optimizers, real, state.rng, *loss, bf16)
+            average_weights(state.ema_model, state.model, state.step)
+            state.add(scalars)
+            evaluated = state.step % evaluate_every == 0 or state.step == steps
+            if not evaluated and state.step % log_every and state.step not in (1, 2, 4, 8, 16):
+                continue
+            line = state.next_line(config.batch_size)
+            if evaluated and rank == 0:
+                line |= evaluate(state.ema_model, test, config.batch_size // world_size)
+            require_finite(line, folder)
+            state.history.append(line)
+            if folder:
+                folder.write(config, state, test)
+        yield line
+        state.start_clock()
+    if signals.pending:
+        raise KeyboardInterrupt
+
+
+# ---- COMMAND LINE ------------------------------------------------------------------------------------------
+
+
+def reconstruct_photos(photos: list[str], checkpoint: str | Path = "", out: str = ".") -> None:
+    """Writes each photo beside its reconstruction as PHOTO-reconstruction.png and overwrites nothing; prints
+    PSNR and how unusual its latent vector is. A folder means the images in it. UserError at the end on bad
+    files."""
+    checkpoint = checkpoint or PRETRAINED / "celeba64.pt"
+    config, _ = read_checkpoint(checkpoint)
+    model = load_model(checkpoint)
     z_hat = torch.cat([model.encode(model.sample(32, seed).clamp(-1, 1)) for seed in range(16)])
     v = z_hat.square().mean(0)
     live = v >= min(0.5, v.max())
     distances = (z_hat.square() / v)[:, live].mean(1)  # [512], 1 on average
-    for photo in photos:
-        with explain(f"{photo} cannot be read as an image"):
-            x = to_float(read_image(Path(photo), config)[None])
-        y, distance = model.reconstruct(x).clamp(-1, 1), (model.encode(x)[0].square() / v)[live].mean()
-        path = Path(out, f"{Path(photo).name}-reconstruction.png")
-        with explain(f"cannot write {path}"):
+    failed = []
+    for photo in find_photos(photos):
+        try:
+            x = to_float(read_image(photo, config)[None])
+        except Exception as fault:  # Pillow raises many kinds on damaged files
+            failed.append(f"{photo}: {' '.join(str(fault).split())}")
+            continue
+        y = model.reconstruct(x).clamp(-1, 1)
+        distance = (model.encode(x)[0].square() / v)[live].mean()
+        path = free_path(Path(out, f"{os.path.basename(photo)}-reconstruction.png"))
+        with explain(f"cannot write {path}", OSError, ValueError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(grid([torch.cat([x, y])])).save(path)
-        print(f"{path}: PSNR {psnr(x, y).item():.1f} dB; latent distance {distance:.2f} (generated images: 1.00 on average; "
-              f"farther out than {(distances < distance).float().mean():.0%} of them)")
+            Image.fromarray(make_grid([torch.cat([x, y])])).save(path)
+        farther = (distances < distance).float().mean()
+        unusual = (
+            f"{distance:.2f} (generated images: 1.00 on average; farther out than {farther:.0%} of them)"
+        )
+        print(f"{path}: PSNR {psnr(x, y).item():.1f} dB; latent distance {unusual}")
+    require(not failed, f"{len(failed)} of the files cannot be read as an image: {'; '.join(failed)}")
 
-def parse(arguments: list[str] | None) -> dict:
-    changes = {name: " ".join(f"{k}={v}" for k, v in p.items()) or "the defaults above" for name, p in PRESETS.items()}
+
+def find_photos(names: list[str]) -> list[str]:
+    """The files named, and the images in the folders named."""
+    photos = []
+    for name in names:
+        photos += find(list_files(name), IMAGE) if os.path.isdir(name) else [name]
+    require(photos, f"no images in {', '.join(names)}")
+    return photos
+
+
+def free_path(path: Path) -> Path:
+    """The path, or the first of NAME-2, NAME-3, ... that is not taken."""
+    number = 1
+    candidate = path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_stem(f"{path.stem}-{number}")
+    return candidate
+
+
+def make_parser() -> argparse.ArgumentParser:
+    presets = ["presets, as changes from the defaults:"]
+    for name, settings in PRESETS.items():
+        changes = " ".join(f"{key}={value}" for key, value in settings.items())
+        presets.append(f"  {name:9} {changes or 'the defaults above'}")
     parser = argparse.ArgumentParser(
         description="Trains a Dynamic Latent Scale GAN, or reconstructs photos with a trained one.",
-        epilog="presets, as changes from the defaults:\n" + "\n".join(f"  {n:9} {text}" for n, text in changes.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS, usage="%(prog)s [options]")
-    parser.add_argument("--preset", choices=PRESETS, help="settings to start from (default: named as the data set)")
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its own settings")
-    parser.add_argument("--reconstruct", metavar="PHOTO", nargs="+", help="write photos beside their reconstructions")
-    parser.add_argument("--checkpoint", metavar="FILE", help="checkpoint or folder for --reconstruct (default: celeba64)")
+        epilog="\n".join(presets),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        usage="%(prog)s [options]",
+    )
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, help="settings to start from (default: named as the data set)")
+    add("--resume", metavar="RUN", help="go on with the run in this folder, with its own settings")
+    add("--init-from", metavar="FILE", help="a new training that starts from the weights of a checkpoint")
+    add("--reconstruct", metavar="PHOTO", nargs="+", help="write photos beside their reconstructions")
+    add("--checkpoint", metavar="FILE", help="checkpoint or folder for --reconstruct (default: celeba64)")
+    add("--debug", action="store_true", help="show the traceback of an error")
     for field in dataclasses.fields(Config):
-        text, kind = field.metadata["help"], type(field.default)
-        text += f" (default: {field.default})" if field.default != "" and field.name != "threads" else ""
-        kw = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}
-        parser.add_argument("--" + field.name.replace("_", "-"), help=text, **kw)
-    return vars(parser.parse_args(arguments))
+        kind = type(field.default)
+        text = field.metadata["help"]
+        if field.metadata["choices"] and field.name != "dataset":
+            text += ": " + ", ".join(map(str, field.metadata["choices"]))
+        if field.default != "" and field.name != "threads":
+            text += f" (default: {field.default})"
+        flag = {"type": kind, "metavar": kind.__name__.upper()}
+        if kind is bool:
+            flag = {"action": argparse.BooleanOptionalAction}
+        add("--" + field.name.replace("_", "-"), help=text, **flag)
+    return parser
+
 
 def configure(given: dict) -> Config:
-    """The configuration that a command line means, with data and output folders filled in."""
-    dataset = given.get("dataset", "folder" if "data_dir" in given and "preset" not in given else None)
+    """What a command line means: the settings of the preset, or of --init-from, changed by the flags."""
+    given = dict(given)
+    init_from = given.pop("init_from", None)
+    preset = given.pop("preset", None)
+    dataset = given.pop("dataset", None)
+    if dataset is None and "data_dir" in given and not preset:
+        dataset = "folder"
     if dataset is not None and dataset not in LOADERS:
-        require(dataset and Path(dataset).is_dir(), f"data set {dataset!r} is none of {', '.join(LOADERS)} and no folder")
-        given["data_dir"], dataset = dataset, "folder"
-    preset = given.pop("preset", dataset or "cartoon")
-    config = Config(**PRESETS[preset] | given | ({"dataset": dataset} if dataset else {})).check()
+        known = ", ".join(LOADERS)
+        require(dataset and Path(dataset).exists(), f"data set {dataset!r} is none of {known} and no folder")
+        given["data_dir"] = dataset
+        dataset = "folder"
+    preset = preset or dataset or "cartoon"
+    settings = dict(PRESETS[preset])
+    if init_from:
+        config, _ = read_checkpoint(init_from)
+        settings = dataclasses.asdict(config) | {"data_dir": "", "out": "", "device": "auto", "threads": 0}
+    if dataset:
+        settings["dataset"] = dataset
+    config = Config(**settings | given)
     if not config.out:
-        base = f"runs/{preset}" + ("" if config.latent_scale else "-no-scale")
-        config.out = next(r for i in range(1, 10**6) if not Path(r := base if i == 1 else f"{base}-{i}").exists())
+        config.out = claim_folder(f"runs/{preset}" + ("" if config.latent_scale else "-no-scale"))
     return config
 
-def run(config: Config, resume: bool) -> None:
-    """Trains with a progress bar, then prints the measures and where everything is."""
-    stop, measured, config.device = threading.Event(), {}, str(pick_device(config.device))
+
+def claim_folder(name: str) -> str:
+    """Makes the first of NAME, NAME-2, NAME-3, ... that does not exist: two runs cannot get the same."""
+    with explain(f"cannot make the folder {name}"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 10**6):
+            folder = Path(name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return str(folder)
+    raise UserError(f"all of {name}-2, {name}-3, ... are taken: name another --out")
+
+
+def resume_config(given: dict) -> Config:
+    """The settings of the run in given["resume"], with the changes that a resumed run may have."""
+    folder = Path(given.pop("resume"))
+    if folder.name.startswith("checkpoint") and folder.is_file():
+        folder = folder.parent  # the run that the file belongs to
+    config, state = read_checkpoint(folder)
+    advice = f"{folder} holds trained weights, not a run: start from them by --init-from {folder}"
+    require("optimizer_d" in state, advice)
+    return dataclasses.replace(config, out=str(folder), **given)
+
+
+def run(config: Config, resume: bool = False, init_from: str = "") -> None:
+    """Trains with a progress bar, then prints the metrics and where everything is."""
     if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun
         distributed.init_process_group()  # over gloo for tensors on the CPU, over NCCL for those on GPUs
-    sys.stdout = open(os.devnull, "w") if (silent := processes()[0] > 0) else sys.stdout  # the first one speaks for all
-    print("settings: " + " ".join(f"{key}={value}" for key, value in dataclasses.asdict(config).items() if value != ""))
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda number, _: (stop.set(), signal.signal(number, signal.SIG_DFL)))  # a second one kills
-    with tqdm(total=config.images, unit=" images", unit_scale=True, smoothing=0.1, delay=0.01, disable=silent) as bar:
-        for i, line in enumerate(train(config, resume, stop)):
+    rank, _ = rank_and_world_size()
+    if rank > 0:  # the first process speaks for all
+        sys.stdout = open(os.devnull, "w")
+    settings = dataclasses.asdict(config).items()
+    print("settings: " + " ".join(f"{key}={value}" for key, value in settings if value != ""))
+    try:
+        with contextlib.closing(train(config, resume, init_from=init_from)) as lines:
+            print_metrics(follow(lines, config, silent=rank > 0))
+        ending = "finished"
+    except KeyboardInterrupt:
+        ending = f"stopped; go on with: python {os.path.relpath(__file__)} --resume {config.out}"
+    files = sorted(file.name for file in Path(config.out).glob("*.*") if file.name[0] != ".")
+    print(f"{ending}; in {config.out}: {', '.join(files)}")
+
+
+def follow(lines: Iterator[dict], config: Config, silent: bool) -> dict:
+    """Shows the progress of a training; returns the last line with an evaluation."""
+    evaluation = {}
+    style = {"unit": " images", "unit_scale": True, "smoothing": 0.1, "delay": 0.01}
+    with tqdm(total=config.images, disable=silent, **style) as bar:
+        for i, line in enumerate(lines):
             if i == 4:
-                speed, left = line["images_per_second"], (config.images - line["images"]) / line["images_per_second"] / 60
-                tqdm.write(f"{speed:.1f} images/s on this device: about {left:.0f} minutes ({left / 1440:.1f} days) left")
-            bar.set_postfix_str(f"L_enc {line['l_enc_train']:.3f}, {line['active_train']} active", refresh=False)
+                speed = line["images_per_second"]  # of the first steps
+                minutes = (config.images - line["images"]) / speed / 60
+                left = f"about {minutes:.0f} minutes ({minutes / 1440:.1f} days) left"
+                tqdm.write(f"{speed:.1f} images/s on this device: {left}")
+            text = f"L_enc {line['l_enc_train']:.3f}, {line['active_train']} active"
+            bar.set_postfix_str(text, refresh=False)
             bar.update(min(line["images"], config.images) - bar.n)
-            measured = line if "l_enc" in line else measured
-    for key, value in ((key, measured[key]) for key in measured if key != "v"):
-        number = format(value, "," if isinstance(value, int) else ".4f")
-        print(f"{key:18}{number:>12}   {METRICS.get(key) or METRICS[key.split('_')[0] + '_*']}")
-    how = f"stopped; go on with: python {sys.argv[0]} --resume {config.out}" if stop.is_set() else "finished"
-    print(f"{how}; in {config.out}: {', '.join(sorted(file.name for file in Path(config.out).glob('*.*')))}")
+            if "l_enc" in line:
+                evaluation = line
+    return evaluation
+
+
+def print_metrics(line: dict) -> None:
+    for name, value in line.items():
+        if isinstance(value, (int, float)):
+            number = format(value, "," if isinstance(value, int) else ".4f")
+            family = name.replace("_generated", "_*").replace("_test", "_*")
+            print(f"{name:20}{number:>12}   {METRICS[name if name in METRICS else family]}")
+
+
+def check_modes(given: dict) -> None:
+    """UserError on flags that do not go together."""
+    modes = {
+        "resume": {"resume", "data_dir", *RESUME_MAY_CHANGE},
+        "reconstruct": {"reconstruct", "checkpoint", "out"},
+    }
+    for mode in modes.keys() & given.keys():
+        for flag in sorted(given.keys() - modes[mode]):
+            flag = flag.replace("_", "-")
+            raise UserError(f"--{mode} keeps the settings of its checkpoint: leave out --{flag}")
+    together = "checkpoint" not in given or "reconstruct" in given
+    require(together, "--checkpoint FILE goes with --reconstruct PHOTO (to train on, use --resume RUN)")
+
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parse(arguments)
+    """The command line. Returns the exit code: 0, or 2 after a user's mistake, printed as one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal's, which may not know all letters of a file name
+            stream.reconfigure(errors="backslashreplace")
+    given = vars(make_parser().parse_args(arguments))
+    debug = given.pop("debug", False)
     try:
-        uses = {"resume": "resume images device threads data_dir", "reconstruct": "reconstruct checkpoint out"}
-        for mode in uses.keys() & given.keys():
-            if own := given.keys() - uses[mode].split():
-                raise UserError(f"--{mode} keeps the settings of its checkpoint: leave out --{min(own).replace('_', '-')}")
-        require("checkpoint" not in given or "reconstruct" in given,
-                "--checkpoint FILE goes with --reconstruct PHOTO (to train on, use --resume RUN)")
+        check_modes(given)
         if "reconstruct" in given:
-            reconstruct_photos(given["reconstruct"], **{key: given[key] for key in ("checkpoint", "out") if key in given})
-        elif folder := given.pop("resume", None):
-            run(dataclasses.replace(read_checkpoint(folder)[0], out=folder, **given), resume=True)
+            reconstruct_photos(given["reconstruct"], given.get("checkpoint", ""), given.get("out", "."))
+        elif "resume" in given:
+            run(resume_config(given), resume=True)
         else:
-            run(configure(given), resume=False)
+            run(configure(given), init_from=given.get("init_from", ""))
     except (UserError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"dlsgan: {' '.join(str(error).split())}", file=sys.stderr)
+        if debug:
+            raise
+        text = str(error) if str(error).endswith(CELEBA_TREES) else " ".join(str(error).split())
+        print(f"dlsgan: {text}", file=sys.stderr)
         return 2
     return 0
 
+
 if __name__ == "__main__":
+    os.environ["MPLBACKEND"] = "agg"  # that of a notebook, inherited by `!python dlsgan.py`, may be missing
     sys.exit(main())

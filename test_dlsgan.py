@@ -70,7 +70,7 @@ from toy_experiments import (
 
 ROOT = Path(__file__).parent
 REPORT = dlsgan.report
-TINY = {"resolution": 16, "width": 0.02, "latent_dim": 4, "batch_size": 4, "images": 40, "threads": 1, "device": "cpu"}
+TINY = {"resolution": 16, "channel_base": 164, "channel_max": 10, "latent_dim": 4, "batch_size": 4, "images": 40, "threads": 1, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def isolated(tmp_path, monkeypatch):
     """Each test runs in a folder of its own, with its own cache, one thread and fixed weights."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dlsgan, "EVALUATED", 24)
+    monkeypatch.setattr(dlsgan, "NUM_EVAL_IMAGES", 24)
     monkeypatch.setattr(dlsgan, "report", lambda *arguments: None)  # slow; drawn in one test and by the subprocesses
     monkeypatch.setitem(dlsgan.LOADERS, "cartoon", small_cartoon)
     torch.set_num_threads(1)
@@ -384,8 +384,8 @@ def test_equalised_layers_start_at_unit_variance():
 
 @pytest.mark.parametrize(("resolution", "channels"), [(8, 1), (16, 3), (64, 3)])
 def test_shapes_and_finite_outputs(resolution, channels):
-    generator = dlsgan.Generator(resolution, channels, 5, mapping_layers=2, width=0.02)
-    discriminator = dlsgan.Discriminator(resolution, channels, 5, width=0.02)
+    generator = dlsgan.Generator(resolution, channels, 5, mapping_layers=2, channel_base=164, channel_max=10)
+    discriminator = dlsgan.Discriminator(resolution, channels, 5, channel_base=164, channel_max=10)
     x = generator(torch.randn(3, 5))
     logits, z_hat = discriminator(x)
     assert x.shape == (3, channels, resolution, resolution) and logits.shape == (3,) and z_hat.shape == (3, 5)
@@ -397,30 +397,30 @@ def test_channels_of_the_paper_preset():
 
 
 def test_an_image_encodes_to_the_same_latent_in_any_batch():
-    discriminator = dlsgan.Discriminator(16, 3, 5, width=0.05).double()
+    discriminator = dlsgan.Discriminator(16, 3, 5, channel_base=410, channel_max=26).double()
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     torch.testing.assert_close(discriminator(x)[1][:1], discriminator(x[:1])[1], rtol=1e-10, atol=1e-12)
 
 
 def test_the_length_of_the_latent_vector_is_information():
     """StyleGAN2 normalises z, after which G(2 z) = G(z); here it must not."""
-    generator, z = dlsgan.Generator(16, 3, 5, mapping_layers=2, width=0.05), torch.randn(2, 5)
+    generator, z = dlsgan.Generator(16, 3, 5, mapping_layers=2, channel_base=410, channel_max=26), torch.randn(2, 5)
     assert (generator(2 * z) - generator(z)).abs().max() > 0.01
     assert torch.equal(generator(z), generator(z))  # and there is no noise
 
 
 def test_head_scale_shrinks_only_the_first_predictions():
     torch.manual_seed(1)
-    small = dlsgan.Discriminator(16, 3, 5, width=0.05, head_scale=0.1)
+    small = dlsgan.Discriminator(16, 3, 5, channel_base=410, channel_max=26, head_scale=0.1)
     torch.manual_seed(1)
-    full = dlsgan.Discriminator(16, 3, 5, width=0.05)
+    full = dlsgan.Discriminator(16, 3, 5, channel_base=410, channel_max=26)
     x = torch.randn(4, 3, 16, 16)
     torch.testing.assert_close(10 * small(x)[1], full(x)[1])
     assert torch.equal(small(x)[0], full(x)[0])
 
 
 def test_second_gradients_of_the_discriminator():
-    discriminator = double(dlsgan.Discriminator(8, 1, 2, width=0.001))
+    discriminator = double(dlsgan.Discriminator(8, 1, 2, channel_base=8, channel_max=8))
     x = torch.randn(1, 1, 8, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: discriminator(x)[0], x)
 
@@ -601,7 +601,7 @@ def perfect_model(pixels=16):
 def test_evaluate_on_a_perfect_and_on_a_blind_model():
     test = perfect_model().sample(40, seed=9).clamp(-1, 1)
     result = dlsgan.evaluate(perfect_model(), test, batch_size=7)
-    assert result["mse_test"] == 0 and result["ssim_test"] == pytest.approx(1) and result["gain_test"] > 50
+    assert result["mse_test"] == 0 and result["ssim_test"] == pytest.approx(1) and result["psnr_gain_test"] > 50
     assert result["spread"] == pytest.approx(1, abs=0.05)
     # clipping to [-1, 1] loses the tails: E[(z - clip(z))^2] for a standard normal variable
     clipped = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
@@ -611,7 +611,7 @@ def test_evaluate_on_a_perfect_and_on_a_blind_model():
     result = dlsgan.evaluate(blind, test)
     assert result["l_enc"] == pytest.approx(1, rel=0.05) and result["active"] == 0
     # it reconstructs the mean, 0, and gains nothing over the mean image
-    assert result["gain_test"] == pytest.approx(0, abs=0.2) and result["gain_generated"] == pytest.approx(0, abs=0.2)
+    assert result["psnr_gain_test"] == pytest.approx(0, abs=0.2) and result["psnr_gain_generated"] == pytest.approx(0, abs=0.2)
 
 
 def test_calibration_of_an_optimal_linear_encoder():
@@ -744,7 +744,7 @@ def test_learned_linear_scale_within_two_percent():
 def gradients_of_a_step(levers, penalty_weight=4.0):
     """What one training step in float64 with plain gradient descent changes, with the named shortcuts switched off."""
     torch.manual_seed(0)
-    config = dlsgan.Config(resolution=32, width=0.0625, latent_dim=8, mapping_layers=2)
+    config = dlsgan.Config(resolution=32, channel_base=512, channel_max=32, latent_dim=8, mapping_layers=2)
     with naive.without(levers):
         model = dlsgan.build(config).double().to(memory_format=torch.channels_last)
         naive.change_model(model, levers)
@@ -775,7 +775,7 @@ def test_one_fake_batch_gives_the_gradients_of_two_updates_with_the_same_z():
 
 def test_the_floor_counts_what_pytorch_counts():
     """PyTorch's counter of operations also sees the depthwise filters, 16 products for each of their outputs."""
-    config = dlsgan.Config(resolution=32, width=0.0625, latent_dim=16, mapping_layers=3)
+    config = dlsgan.Config(resolution=32, channel_base=512, channel_max=32, latent_dim=16, mapping_layers=3)
     model, channels = dlsgan.build(config), {r: dlsgan.channels_at(r, 0.0625) for r in (4, 8, 16, 32)}
     inputs = (torch.randn(2, 16), model.generator), (torch.randn(2, 3, 32, 32), model.discriminator)
     filters = (
@@ -795,7 +795,7 @@ def test_every_section_of_the_speeds_and_their_table(monkeypatch):
     monkeypatch.setattr(speed, "gemm_peak", lambda: 1e9)
     monkeypatch.setattr(speed, "alone", lambda settings, threads: speed.measure(settings, threads, 1))
     monkeypatch.setattr(speed, "startup", lambda settings, every=1: {"seconds": 1.5, "GiB": 0.25 * every})
-    bench = {"resolution": 16, "width": 0.02, "latent_dim": 4, "mapping_layers": 1, "batch_size": 2}
+    bench = {"resolution": 16, "channel_base": 164, "channel_max": 10, "latent_dim": 4, "mapping_layers": 1, "batch_size": 2}
     Path("results").mkdir()
     path = Path("results/speed.json")
     path.write_text(json.dumps({"machine": "another", "floor, 9 threads": {}}))  # is not mixed with this one
@@ -938,7 +938,7 @@ def test_a_few_real_training_steps_on_each_data_set(dataset, capsys):
     printed = capsys.readouterr().out
     assert "images/s on this device" not in printed or "minutes" in printed
     assert "L_enc of the averaged networks" in printed and f"in runs/{dataset}: checkpoint.pt, metrics" in printed
-    model = dlsgan.load(f"runs/{dataset}")
+    model = dlsgan.load_model(f"runs/{dataset}")
     x = model.sample(3)
     assert x.shape == (3, 1 if dataset == "mnist" else 3, 16, 16) and x.isfinite().all()
     assert model.encode(x).shape == (3, 4)
@@ -1030,7 +1030,7 @@ def test_presets():
     assert dlsgan.configure({}).out == "runs/cartoon-2"
     assert dlsgan.configure({"latent_scale": False}).out == "runs/cartoon-no-scale"
     for preset in dlsgan.PRESETS:
-        dlsgan.Config(**dlsgan.PRESETS[preset]).check()
+        dlsgan.Config(**dlsgan.PRESETS[preset])
 
 
 def test_help_shows_every_flag_and_its_default(capsys):
@@ -1236,7 +1236,7 @@ def test_a_finished_run_is_kept_with_its_command(monkeypatch):
     assert json.loads(path.read_text())["measures"] == last
     row = results.table().splitlines()[2]
     assert row.startswith("| `python dlsgan.py --out mine` | ")
-    assert f"{last['psnr_test']:.1f} ({last['gain_test']:+.1f})" in row
+    assert f"{last['psnr_test']:.1f} ({last['psnr_gain_test']:+.1f})" in row
 
 
 def test_distances_of_a_run_from_the_command_line(capsys):
@@ -1276,7 +1276,7 @@ def test_an_exported_model_is_the_run_in_half_precision(kept, capsys, monkeypatc
     model = dlsgan.load_pretrained("mine")
     assert model.generator.constant.dtype == torch.float32
     x = dlsgan.cartoon_faces(4, 16)[0]
-    torch.testing.assert_close(model.encode(x), dlsgan.load("mine").encode(x), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(model.encode(x), dlsgan.load_model("mine").encode(x), atol=1e-2, rtol=1e-2)
     with pytest.raises(dlsgan.UserError, match="mine.pt/metrics.jsonl cannot be read"):
         export.export(str(path), "again")
     with pytest.raises(dlsgan.UserError, match="pretrained/yours.pt cannot be read: .*; there: mine$"):
@@ -1293,7 +1293,7 @@ def test_an_exported_model_is_the_run_in_half_precision(kept, capsys, monkeypatc
     assert exported["l_enc"] == pytest.approx(measured["l_enc"]) and exported["swd"] > 0
     with torch.no_grad():
         for name, part in zip(("train", "test"), small_cartoon(tiny()), strict=True):
-            logits = [dlsgan.load("mine").discriminator(x[None])[0].item() for x in dlsgan.to_float(part[:20])]
+            logits = [dlsgan.load_model("mine").discriminator(x[None])[0].item() for x in dlsgan.to_float(part[:20])]
             assert exported[f"logits_{name}"] == pytest.approx(sum(logits) / 20, rel=1e-3)
     card = Path("pretrained/README.md").read_text()
     assert card == export.card() and "## mine" in card and f"| L_enc | {exported['l_enc']:.3f} |" in card
@@ -1464,13 +1464,13 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     assert a["images"] == b["images"] == 400_000 and large["images"] >= 150_000
     differ = {key for key in kept[0]["settings"] if kept[0]["settings"][key] != kept[1]["settings"][key]}
     assert differ == {"latent_scale"}
-    gains = {n: [format(x[f"gain_{n}"], form) for x in (a, b)] for n, form in (("generated", "+.1f"), ("test", "+.2f"))}
+    gains = {n: [format(x[f"psnr_gain_{n}"], form) for x in (a, b)] for n, form in (("generated", "+.1f"), ("test", "+.2f"))}
     assert f"L_enc from {b['l_enc']:.2f} to {a['l_enc']:.2f}" in text
     assert f"less far apart: {a['l_enc']:.2f} and {b['l_enc']:.2f}, where" in toys
     assert f"the error of z is larger with the scale ({a['mse_z']:.2f} against {b['mse_z']:.2f})" in toys
     assert f"({gains['test'][0]} against {gains['test'][1]} dB over the mean face)" in text
-    assert f"it is worth {a['gain_test'] - b['gain_test']:.1f} dB here" in text
-    difference = f"{a['gain_generated'] - b['gain_generated']:.1f} dB"
+    assert f"it is worth {a['psnr_gain_test'] - b['psnr_gain_test']:.1f} dB here" in text
+    difference = f"{a['psnr_gain_generated'] - b['psnr_gain_generated']:.1f} dB"
     assert f"By {difference} ({gains['generated'][0]} against {gains['generated'][1]} over each one's mean image)" in toys
     assert f"{difference} better" in text
     assert f"SSIM {a['ssim_generated']:.2f} against {b['ssim_generated']:.2f}" in toys
@@ -1479,7 +1479,7 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     assert f"spread {a['spread']:.2f} and {b['spread']:.2f}" in toys
     assert f"{a['active']} of 64 dimensions have v above 1/2" in toys and f", {b['active']} of them above 1/2" in toys
     assert f"between {min(b['v']):.1f} and {max(b['v']):.1f} everywhere" in toys
-    told = "L_enc {l_enc:.2f}, {active} active dimensions, {gain_generated:+.1f} dB on generated images and {gain_test:+.1f}"
+    told = "L_enc {l_enc:.2f}, {active} active dimensions, {psnr_gain_generated:+.1f} dB on generated images and {psnr_gain_test:+.1f}"
     assert told.format(**large) + " dB on test images" in toys
     assert f"The entropy of z * s is {a['entropy']:.1f} against {b['entropy']:.1f} nats" in toys
     pairs = [[f"{x[f'logits_{name}']:+.2f}" for name in ("train", "test")] for x in (a, b)]
@@ -1644,7 +1644,7 @@ def test_training_any_two_networks_is_the_training_of_dlsgan(tiny_plain):
     list(dlsgan.train(config))
     torch.manual_seed(config.seed)
     model = common.train_gan(dlsgan.build(config), config, images)
-    expected = dlsgan.load("a").state_dict()
+    expected = dlsgan.load_model("a").state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
@@ -1731,8 +1731,8 @@ def test_the_pages_tell_of_the_comparison_what_was_measured():
     assert all(" ".join(compare.markdown(result["rows"]).split()) in toys for result in kept)
     assert not kept[0]["missing"] and [row["method"] for row in kept[1]["rows"]] == ["dlsgan", "no-scale", "lia"]
     digits, photos = ({row["method"]: row for row in result["rows"]} for result in kept)
-    told = {method: (f"{row['gain_test']:+.2f}", f"{row['gain_generated']:+.2f}") for method, row in digits.items()}
-    best = sorted(digits, key=lambda method: -digits[method]["gain_test"])
+    told = {method: (f"{row['psnr_gain_test']:+.2f}", f"{row['psnr_gain_generated']:+.2f}") for method, row in digits.items()}
+    best = sorted(digits, key=lambda method: -digits[method]["psnr_gain_test"])
     assert best == ["optimisation", "lia-mlp", "lia", "eigengan", "dlsgan", "no-scale", "encoder-after"]
     assert f"by far ({told['optimisation'][0]} dB over the mean image on MNIST" in toys
     assert f"is invertible ({told['lia'][0]} dB) or not ({told['lia-mlp'][0]})" in toys
@@ -1742,9 +1742,9 @@ def test_the_pages_tell_of_the_comparison_what_was_measured():
     others = (f"DLSGAN ({told['dlsgan'][0]}), the same without scale ({told['no-scale'][0]}) and an encoder trained "
               f"afterwards ({told['encoder-after'][0]})")
     assert others in toys
-    gain = {method: row["gain_generated"] for method, row in digits.items()}
+    gain = {method: row["psnr_gain_generated"] for method, row in digits.items()}
     assert sorted(gain, key=gain.get)[-3:] == ["eigengan", "dlsgan", "optimisation"]
-    lead, own = gain["dlsgan"] - gain["eigengan"], {method: row["gain_generated"] for method, row in photos.items()}
+    lead, own = gain["dlsgan"] - gain["eigengan"], {method: row["psnr_gain_generated"] for method, row in photos.items()}
     assert (f"by {lead:.1f} dB on MNIST ({told['dlsgan'][1]} dB, before EigenGAN with {told['eigengan'][1]}) and by "
             f"{own['dlsgan'] - own['no-scale']:.1f} dB on CelebA ({own['dlsgan']:+.2f} dB, where LIA has {own['lia']:+.2f})"
             f", and only descent comes higher ({told['optimisation'][1]} on MNIST)") in toys
@@ -1754,16 +1754,16 @@ def test_the_pages_tell_of_the_comparison_what_was_measured():
     seeds = json.loads((ROOT / "toy_experiments/results/mnist.json").read_text())
     seeds = [seeds[f"scale-{seed}"]["measures"] for seed in range(3)]
     assert np.ptp([row["swd"] for row in digits.values()]) < np.ptp([seed["swd"] for seed in seeds])  # "by as much"
-    first, last = np.ptp([digits[name]["gain_test"] for name in best[-3:]]), np.ptp([seed["gain_test"] for seed in seeds])
+    first, last = np.ptp([digits[name]["psnr_gain_test"] for name in best[-3:]]), np.ptp([seed["psnr_gain_test"] for seed in seeds])
     assert f"{first:.2f} dB from first to last, where" in toys and f"of DLSGAN lie {last:.2f} dB apart" in toys
     seconds = {method: row["seconds_per_image"] for method, row in digits.items()}
     assert sorted(seconds.values())[-1] > 200 * sorted(seconds.values())[-2]
-    above = {method: digits[method]["gain_test"] - digits["dlsgan"]["gain_test"] for method in digits}
+    above = {method: digits[method]["psnr_gain_test"] - digits["dlsgan"]["psnr_gain_test"] for method in digits}
     assert f"real digits: {above['lia']:.1f} dB above DLSGAN's with the invertible map" in text
     assert f"map, {above['lia-mlp']:.1f} dB with an ordinary one" in text
     assert f"descent is {above['optimisation']:.1f} dB above DLSGAN's, at more than 200 times" in text
     assert f"the best encoder, by {lead:.1f} dB" in text
-    apart = {of: photos["lia"][f"gain_{of}"] - photos["dlsgan"][f"gain_{of}"] for of in ("test", "generated")}
+    apart = {of: photos["lia"][f"psnr_gain_{of}"] - photos["dlsgan"][f"psnr_gain_{of}"] for of in ("test", "generated")}
     assert f"{apart['test']:.1f} dB apart on test images, and {-apart['generated']:.1f} dB, in favour of DLSGAN" in text
 
 
@@ -1772,10 +1772,10 @@ def test_the_page_tells_of_lia_what_was_measured():
     kept = json.loads((ROOT / "toy_experiments/results/lia-mnist.json").read_text())
     assert kept["inverse_error"] < 1e-10 and f"exact to {kept['inverse_error']:.0e} in float64" in toys
     lia, mlp, variational = (kept[name] for name in ("lia", "mlp", "variational"))
-    assert f"({lia['gain_test']:+.1f} against {variational['gain_test']:+.1f} dB on test digits)" in toys
+    assert f"({lia['psnr_gain_test']:+.1f} against {variational['psnr_gain_test']:+.1f} dB on test digits)" in toys
     last, first = ([x["volatility"][layer] for x in (lia, mlp, variational)] for layer in ("latent_head", "from_rgb"))
     assert f"{last[0]:.2f} of the mean, against {last[2]:.2f})" in toys
-    assert f"does as well ({mlp['gain_test']:+.1f} dB, {last[1]:.2f})" in toys
+    assert f"does as well ({mlp['psnr_gain_test']:+.1f} dB, {last[1]:.2f})" in toys
     assert "the least steady ({:.2f} against {:.2f} and {:.2f})".format(*first) in toys
     assert f"their mean square over test digits is {kept['mean_square_of_z']:.1f}, where" in toys
 
@@ -1847,7 +1847,7 @@ def test_lia_and_inversion_by_optimisation_from_training_to_figure(tiny_plain, t
             assert set(ends) == {"encoder alone", *(f"{start} + 6 steps" for start in invert_by_optimization.STARTS)}
             assert ends["encoder alone"]["seconds"] < ends["encoder + 6 steps"]["seconds"]
     x = dlsgan.to_float(dlsgan.LOADERS["cartoon"](config)[1][:3])
-    expected = dlsgan.psnr(x, dlsgan.load("run").reconstruct(x).clamp(-1, 1)).mean().item()
+    expected = dlsgan.psnr(x, dlsgan.load_model("run").reconstruct(x).clamp(-1, 1)).mean().item()
     assert found["DLSGAN"]["w"]["summary"]["encoder alone"]["psnr"] == pytest.approx(expected, abs=0.02)
     assert (tmp_path / "invert_by_optimization-cartoon.png").exists()
     export.write(Path("small.pt"), config, 16, dlsgan.read_checkpoint("run")[1]["ema"])
@@ -2011,7 +2011,7 @@ def test_eigengan_training_step_against_separate_losses():
 
 @pytest.mark.parametrize("subspaces", [True, False])
 def test_eigengan_stays_orthonormal_and_goes_on_where_it_stopped(subspaces):
-    config = tiny(latent_dim=16, width=0.03, images=80, lr=0.01)
+    config = tiny(latent_dim=16, channel_base=246, channel_max=15, images=80, lr=0.01)
     images = small_cartoon(config)[0]
     record = {}
     generator = eigengan.train(config, images, subspaces, Path("state.pt"), record)
@@ -2209,7 +2209,7 @@ def test_the_short_training_loop_equals_train(monkeypatch):
     list(dlsgan.train(config))
     stream = dlsgan.batches(small_cartoon(config)[0], config.batch_size, config.seed, 0, False)
     monkeypatch.setattr(cartoon_factors, "draw_faces", lambda *_: (dlsgan.to_float(next(stream)), None))
-    expected = dlsgan.load("r").state_dict()
+    expected = dlsgan.load_model("r").state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in cartoon_factors.train(8, config).state_dict().items())
 
 
@@ -2236,7 +2236,7 @@ def test_cartoon_runs_are_kept_and_not_repeated(monkeypatch, capsys):
     first = cartoon_factors.main(("2-0",), images=16)
     assert first["2-0"]["images"] == 16 and len(first["2-0"]["v"]) == TINY["latent_dim"]
     assert np.shape(first["2-0"]["r2_of_one_latent"]) == (TINY["latent_dim"], 2)
-    model = dlsgan.load("runs/cartoon_factors/2-0")
+    model = dlsgan.load_model("runs/cartoon_factors/2-0")
     l_enc = original(model, 2, dlsgan.read_checkpoint("runs/cartoon_factors/2-0")[0], n=150)["l_enc"]
     assert first["2-0"]["l_enc"] == pytest.approx(l_enc)
     monkeypatch.setattr(cartoon_factors, "train", None)  # would fail if called
@@ -2387,17 +2387,17 @@ def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):
     assert len(rows) == 2 + len(names) and all(row.count("|") == rows[0].count("|") for row in rows)
     measures = {name: found[name]["measures"] for name in names}
     assert measures["lambda-3"] == measures["scale-0"]  # the same settings at the same budget
-    first = {name: next(dlsgan.load(f"runs/mnist_study/{name}").generator.parameters()) for name in names}
+    first = {name: next(dlsgan.load_model(f"runs/mnist_study/{name}").generator.parameters()) for name in names}
     assert all(not torch.equal(first["lambda-3"], first[name]) for name in ("d-only", "plain-0", "gan"))
     # the kept measures are those of the kept networks
-    model = dlsgan.load("runs/mnist_study/scale-0")
+    model = dlsgan.load_model("runs/mnist_study/scale-0")
     test = dlsgan.to_float(dlsgan.load_mnist(mnist.configure("scale-0", 40, "data/mnist"))[1][:30])
     l_enc = dlsgan.evaluate(model, test, 50)["l_enc"]
     assert found["scale-0"]["measures"]["l_enc"] == pytest.approx(l_enc, abs=1e-4)
-    frozen, late = (dlsgan.load(f"runs/mnist_study/{name}") for name in ("gan", "afterwards"))
+    frozen, late = (dlsgan.load_model(f"runs/mnist_study/{name}") for name in ("gan", "afterwards"))
     assert torch.equal(frozen.sample(4), late.sample(4))
     assert not torch.equal(frozen.encode(test[:4]), late.encode(test[:4]))
-    assert not dlsgan.load("runs/mnist_study/plain-0").latent_scale.enabled and model.latent_scale.enabled
+    assert not dlsgan.load_model("runs/mnist_study/plain-0").latent_scale.enabled and model.latent_scale.enabled
     # a run that is there already goes on: nothing is left to train, and the result is the same
     again = mnist.main("run", ("scale-0",), images=40)
     assert again["scale-0"] == found["scale-0"] and again.keys() == found.keys()
@@ -2451,7 +2451,7 @@ def test_flips_share_one_mask_a_column_and_traversals_meet_at_zero():
     z = torch.zeros(1, 40)
     assert np.array_equal(picture[:16, 4 * 16 : 5 * 16], picture[16:, 4 * 16 : 5 * 16])  # both pass through z = 0
     z[0, 8] = -2
-    assert np.abs(picture[16:, :16].astype(int) - dlsgan.grid([model.decode(z)])).max() <= 1
+    assert np.abs(picture[16:, :16].astype(int) - dlsgan.make_grid([model.decode(z)])).max() <= 1
 
 
 @pytest.mark.parametrize("arguments", [["cartoon_factors", "3-0"], ["mnist", "run", "nonsense"]])
@@ -2469,7 +2469,7 @@ def test_unknown_toy_runs_get_one_clear_line(arguments, monkeypatch, capsys):
 SCRIPT = """
 import json, os, sys, torch, dlsgan
 torch.set_num_threads(1)
-dlsgan.SAVE_SECONDS, dlsgan.EVALUATED, dlsgan.report = 0, 24, lambda *arguments: None  # a checkpoint at every line
+dlsgan.SAVE_SECONDS, dlsgan.NUM_EVAL_IMAGES, dlsgan.report = 0, 24, lambda *arguments: None  # a checkpoint at every line
 
 def run(arguments):
     if "DOUBLE" in os.environ:
@@ -2943,7 +2943,7 @@ def damage_checkpoint(random):
         named, what = "r/checkpoint.pt is damaged|--|device 'tpu'", f"checkpoint with {name} = {changes[name]}"
     elif kind == "network":
         name = random.choice(["latent_dim", "resolution", "mapping_layers", "width"])
-        state["config"][name] = {"resolution": 32, "width": 1.0}.get(name, 7)
+        state["config"][name] = {"resolution": 32, "channel_base": 8192, "channel_max": 512}.get(name, 7)
         what = f"checkpoint with another {name}"
     elif kind == "nan":
         part = random.choice(["generator", "discriminator"])
@@ -3123,7 +3123,7 @@ def test_c05_calibration(ring):
     z, z_hat = conditional_means(1)
     assert (z * z_hat).mean() == pytest.approx((z_hat**2).mean(), abs=0.01)
     model, encoder = ring["late"]["model"], ring["late"]["encoder"]  # nearly so for a trained encoder
-    z = dlsgan.prior(20_000, model.latent_scale, torch.Generator().manual_seed(1))
+    z = dlsgan.sample_latents(20_000, model.latent_scale, torch.Generator().manual_seed(1))
     with torch.no_grad():
         z_hat = encoder(model.decode(z))[1]
     assert ((z * z_hat).mean(0) - z_hat.square().mean(0)).abs().max() < 0.08
@@ -3279,7 +3279,7 @@ def test_c22_each_network_follows_its_own_loss():
     """The generator moves along the gradient of $L_G$ alone and the discriminator along that of $L_D$ alone, both taken
     before either has moved [C22]."""
     model, real = toy(), torch.randn(6, 2, dtype=torch.float64)
-    s, z = model.latent_scale.scale(), dlsgan.prior(6, model.latent_scale, torch.Generator().manual_seed(5)).double()
+    s, z = model.latent_scale.scale(), dlsgan.sample_latents(6, model.latent_scale, torch.Generator().manual_seed(5)).double()
     logits, z_hat = model.discriminator(model.generator(z * s))
     l_enc, sigmoid = 3 * ((z - z_hat) ** 2 * s**2).mean(), torch.sigmoid(logits)
     loss_d = l_enc - torch.sigmoid(model.discriminator(real)[0]).log().mean() - (1 - sigmoid).log().mean()
@@ -3326,7 +3326,7 @@ def test_c24_a_perfect_score_for_nothing():
 def test_c25_a_flip_is_as_likely():
     """Multiplying a latent by $-1$ leaves it exactly as likely as before, since the normal density is even: $p(z) = p(-z)$
     in each coordinate [C25]."""
-    z = dlsgan.prior(20_000, dlsgan.LatentScale(2), torch.Generator().manual_seed(0))
+    z = dlsgan.sample_latents(20_000, dlsgan.LatentScale(2), torch.Generator().manual_seed(0))
     assert scipy.stats.kstest(z[:, 0].numpy(), "norm").pvalue > 1e-3  # it is normal
     assert scipy.stats.ks_2samp(z[:, 1].numpy(), -z[:, 1].numpy()).pvalue > 1e-3
     normal = torch.distributions.Normal(0.0, 1.0)
@@ -3346,7 +3346,7 @@ def test_c26_demodulation_ignores_the_length_of_the_style():
 
 
 def small_model():
-    return dlsgan.build(dlsgan.Config(resolution=16, width=0.03, latent_dim=6))
+    return dlsgan.build(dlsgan.Config(resolution=16, channel_base=246, channel_max=15, latent_dim=6))
 
 
 def test_c27_no_noise():
@@ -3385,7 +3385,7 @@ def test_c30_number_of_weights():
 def test_r01_the_pretrained_model():
     e = results.load("celeba64")["exported"]
     sizes = f"{e['images']:,}", f"{e['psnr_generated']:.1f}", f"{e['psnr_test']:.1f}"
-    says("R01", *sizes, f"{e['gain_generated']:+.1f}", f"{e['gain_test']:+.1f}")
+    says("R01", *sizes, f"{e['psnr_gain_generated']:+.1f}", f"{e['psnr_gain_test']:+.1f}")
 
 
 def test_r02_planar_data():
@@ -3409,8 +3409,8 @@ def test_r03_cartoon_with_and_without_scale():
 
 def test_r04_cartoon_reconstructions():
     scaled, plain = cartoon_pair()
-    assert abs(scaled["gain_test"] - plain["gain_test"]) < 0.15 < scaled["gain_generated"] - plain["gain_generated"]
-    says("R04", *(f"{m[f'gain_{name}']:+.1f}" for name in ("generated", "test") for m in (scaled, plain)))
+    assert abs(scaled["psnr_gain_test"] - plain["psnr_gain_test"]) < 0.15 < scaled["psnr_gain_generated"] - plain["psnr_gain_generated"]
+    says("R04", *(f"{m[f'psnr_gain_{name}']:+.1f}" for name in ("generated", "test") for m in (scaled, plain)))
 
 
 def test_r05_what_the_paper_setting_costs():
@@ -3446,8 +3446,8 @@ def test_r09_celeba_with_and_without_scale():
 
 def test_r10_celeba_reconstructions():
     _, (a, b, _) = celeba_runs()
-    assert a["gain_test"] - b["gain_test"] < 0.3 < a["gain_generated"] - b["gain_generated"]
-    says("R10", *(f"{x[f'gain_{name}']:+.2f}" for name in ("generated", "test") for x in (a, b)))
+    assert a["psnr_gain_test"] - b["psnr_gain_test"] < 0.3 < a["psnr_gain_generated"] - b["psnr_gain_generated"]
+    says("R10", *(f"{x[f'psnr_gain_{name}']:+.2f}" for name in ("generated", "test") for x in (a, b)))
 
 
 def compared():
@@ -3458,19 +3458,19 @@ def compared():
 def test_r11_methods_on_test_digits():
     digits, _ = compared()
     methods = "dlsgan", "no-scale", "encoder-after", "eigengan", "lia", "optimisation"
-    says("R11", *(f"{digits[method]['gain_test']:+.2f}" for method in methods))
+    says("R11", *(f"{digits[method]['psnr_gain_test']:+.2f}" for method in methods))
 
 
 def test_r12_methods_on_their_own_digits():
     digits, _ = compared()
     assert max((row for row in digits.values() if row["method"] != "optimisation"),
-               key=lambda row: row["gain_generated"])["method"] == "dlsgan"
-    says("R12", *(f"{digits[method]['gain_generated']:+.2f}" for method in ("dlsgan", "lia")))
+               key=lambda row: row["psnr_gain_generated"])["method"] == "dlsgan"
+    says("R12", *(f"{digits[method]['psnr_gain_generated']:+.2f}" for method in ("dlsgan", "lia")))
 
 
 def test_r13_methods_on_photographs():
     _, photos = compared()
-    says("R13", *(f"{photos[method][f'gain_{of}']:+.2f}" for of in ("test", "generated") for method in ("dlsgan", "lia")))
+    says("R13", *(f"{photos[method][f'psnr_gain_{of}']:+.2f}" for of in ("test", "generated") for method in ("dlsgan", "lia")))
 
 
 def test_r08_what_the_encoder_knows_of_a_cartoon_face():

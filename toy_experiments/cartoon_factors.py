@@ -56,7 +56,7 @@ from toy_experiments.shared.training import in_batches
 CHECKPOINTS = Path("runs/cartoon_factors")  # of the reader's folder; not kept in the repository
 RUNS = ("2-0", "4-0", "4-1", "4-2", "6-0", "8-0", "4-0-10")  # K-seed, and lambda in the last
 IMAGES = 40_000  # a run
-SETTINGS = {"resolution": 16, "width": 0.0625, "latent_dim": 16, "encoder_weight": 2.0, "r1_gamma": 1.0}
+SETTINGS = {"resolution": 16, "channel_base": 512, "channel_max": 32, "latent_dim": 16, "encoder_weight": 2.0, "r1_gamma": 1.0}
 
 
 def draw_faces(n: int, k: int, rng: torch.Generator, resolution: int) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ def decoded(model: dlsgan.DLSGAN, z: Tensor) -> Tensor:
 def measure(model: dlsgan.DLSGAN, k: int, config: dlsgan.Config, n: int = 6000) -> dict:
     """All measures of one run, on fresh latent vectors and on faces that were not used in training."""
     s = model.latent_scale.scale()
-    z = dlsgan.prior(n // 3, model.latent_scale, torch.Generator().manual_seed(10**6))
+    z = dlsgan.sample_latents(n // 3, model.latent_scale, torch.Generator().manual_seed(10**6))
     fake = decoded(model, z)
     z_hat = in_batches(model.encode, fake)
     v = z_hat.square().mean(0)
@@ -142,7 +142,7 @@ def measure(model: dlsgan.DLSGAN, k: int, config: dlsgan.Config, n: int = 6000) 
     test = faces[: n // 3]
     restored = in_batches(model.reconstruct, test).clamp(-1, 1)
     result["psnr_test"] = dlsgan.psnr(test, restored).mean().item()
-    result["gain_test"] = result["psnr_test"] - dlsgan.psnr(test, faces.mean(0)).mean().item()
+    result["psnr_gain_test"] = result["psnr_test"] - dlsgan.psnr(test, faces.mean(0)).mean().item()
 
     u = u[:, :k].double().numpy()
     codes = (in_batches(model.encode, faces) * s)[:, order].double().numpy()
@@ -170,13 +170,12 @@ def run(name: str, images: int) -> dict:
     if weight:
         settings["encoder_weight"] = float(weight[0])
     config = dlsgan.Config(**settings)
-    config.check()
     path = CHECKPOINTS / name / "checkpoint.pt"
     if not path.exists() or dlsgan.read_checkpoint(path)[0] != config:
         start = time.process_time()
         weights = train(k, config).state_dict()
         minutes = (time.process_time() - start) / 60
-        state = {"format": dlsgan.FORMAT, "config": dataclasses.asdict(config), "ema": weights}
+        state = {"format": dlsgan.CHECKPOINT_VERSION, "config": dataclasses.asdict(config), "ema": weights}
         dlsgan.save_checkpoint(path, state | {"minutes": minutes})
     _, state = dlsgan.read_checkpoint(path)
     result = {
@@ -188,7 +187,7 @@ def run(name: str, images: int) -> dict:
         "machine": cli.processor(),
         "processor_minutes": round(state["minutes"], 1),
     }
-    return result | measure(dlsgan.load(path), k, config)
+    return result | measure(dlsgan.load_model(path), k, config)
 
 
 def title(r: dict) -> str:
@@ -201,7 +200,7 @@ def line(r: dict) -> str:
     least = min(r["r2_live_boosted_trees"])
     return (
         f"{title(r)}: {r['live']} live, L_enc {r['l_enc']:.2f}, spread {r['spread']:.2f}, "
-        f"least R^2 {least:.2f}, gain on test faces {r['gain_test']:+.1f} dB"
+        f"least R^2 {least:.2f}, gain on test faces {r['psnr_gain_test']:+.1f} dB"
     )
 
 
@@ -261,7 +260,7 @@ def draw(results: dict, path: Path) -> None:
     for axis, name in zip((axes["e"], axes["f"]), shown, strict=False):
         order = results[name]["order"][: results[name]["live"]]
         if order and (CHECKPOINTS / name).exists():
-            picture = figures.traversals(dlsgan.load(CHECKPOINTS / name), order)
+            picture = figures.traversals(dlsgan.load_model(CHECKPOINTS / name), order)
             axis.imshow(picture, interpolation="nearest")
         axis.set_title(f"K = {results[name]['factors']}: live dimensions, each from -2 to 2", fontsize=10)
     figure.savefig(path, dpi=110)

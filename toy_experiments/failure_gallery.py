@@ -109,7 +109,7 @@ def train(
 def measure(model: dlsgan.DLSGAN, forget_s: bool = False, n: int = 4000) -> tuple[dict, dict]:
     """The measures of a model, and pairs of points [n, 2] for the figure. forget_s: decode by G(z) instead of G(z * s)."""
     decode = model.generator if forget_s else model.decode
-    z, s = dlsgan.prior(n, model.latent_scale, torch.Generator().manual_seed(1)), model.latent_scale.scale()
+    z, s = dlsgan.sample_latents(n, model.latent_scale, torch.Generator().manual_seed(1)), model.latent_scale.scale()
     data, x, again = draw_data(DATA, n, torch.Generator().manual_seed(2)), decode(z), decode(z)
     z_hat, restored = model.encode(x), decode(model.encode(data))
     alone = model.encode(data.repeat(4, 1))[:n]  # in the company of itself: what a single image gets

@@ -71,7 +71,7 @@ def configure(name: str, images: int, data_dir: str) -> dlsgan.Config:
     dlsgan.require(name in RUNS, f"unknown run {name!r}: choose {', '.join(RUNS)}")
     budget = images or (84_000 if name in MAIN else 30_000)
     given = {"images": budget, "data_dir": data_dir, "out": str(CHECKPOINTS / name)}
-    return dlsgan.Config(**dlsgan.PRESETS["mnist"] | RUNS[name] | given).check()
+    return dlsgan.Config(**dlsgan.PRESETS["mnist"] | RUNS[name] | given)
 
 
 def encoder_afterwards(config: dlsgan.Config) -> list[dict]:
@@ -80,7 +80,7 @@ def encoder_afterwards(config: dlsgan.Config) -> list[dict]:
     evaluations."""
     gan = CHECKPOINTS / "gan" / "checkpoint.pt"
     dlsgan.require(gan.exists(), "the run 'gan' comes first: python -m toy_experiments.mnist run gan")
-    model = dlsgan.load(gan, config.device)
+    model = dlsgan.load_model(gan, config.device)
     torch.manual_seed(config.seed)
     encoder = dlsgan.build(config).discriminator
     other_latents = dataclasses.replace(config, seed=1)  # than those the GAN was trained on
@@ -93,7 +93,7 @@ def encoder_afterwards(config: dlsgan.Config) -> list[dict]:
         steps * config.batch_size,
         lr_final=config.lr_final,
     )
-    state = {"format": dlsgan.FORMAT, "config": dataclasses.asdict(config), "ema": model.state_dict()}
+    state = {"format": dlsgan.CHECKPOINT_VERSION, "config": dataclasses.asdict(config), "ema": model.state_dict()}
     dlsgan.save_checkpoint(Path(config.out) / "checkpoint.pt", state)
     return []
 
@@ -110,7 +110,7 @@ def train(config: dlsgan.Config, name: str, test: Tensor) -> list[dict]:
     with mock.patch.object(dlsgan, "train_step", step):
         for line in dlsgan.train(config, resume=(out / "checkpoint.pt").exists()):
             if "l_enc" in line:  # the checkpoint of an evaluation is on disk before its line comes
-                distances[str(line["images"])] = distance(dlsgan.load(out), test[: dlsgan.EVALUATED])
+                distances[str(line["images"])] = distance(dlsgan.load_model(out), test[: dlsgan.NUM_EVAL_IMAGES])
                 kept.write_text(json.dumps(distances))
     lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
     return [line | {"swd": distances.get(str(line["images"]))} for line in lines if "l_enc" in line]
@@ -121,7 +121,7 @@ def run(name: str, images: int, data_dir: str) -> dict:
     config = configure(name, images, data_dir)
     test = dlsgan.to_float(dlsgan.load_mnist(config)[1][:1000])
     curves = encoder_afterwards(config) if name == "afterwards" else train(config, name, test)
-    model = dlsgan.load(config.out)
+    model = dlsgan.load_model(config.out)
     n = min(500, len(test) // 2)
     measures = dlsgan.evaluate(model, test[:n], 50)
     measures["swd"] = distance(model, test[:n])
@@ -165,7 +165,7 @@ def table(results: dict) -> str:
         m = results[name]["measures"]
         cells = [f"`{name}`", f"{m['l_enc']:.2f}", str(m["active"])]
         for kind in ("generated", "test"):
-            cells.append(f"{m[f'psnr_{kind}']:.1f} ({m[f'gain_{kind}']:+.1f})")
+            cells.append(f"{m[f'psnr_{kind}']:.1f} ({m[f'psnr_gain_{kind}']:+.1f})")
             cells.append(f"{m[f'ssim_{kind}']:.2f}")
         cells += [f"{m['spread']:.2f}", f"{m['swd']:.0f}", f"{results[name]['images']:,}"]
         rows.append(f"| {' | '.join(cells)} |")
@@ -195,7 +195,7 @@ def pairs(model: dlsgan.DLSGAN, x: Tensor) -> np.ndarray:
     rows = []
     for part in x.split(10):
         rows += [part, model.reconstruct(part)]
-    return dlsgan.grid(rows)
+    return dlsgan.make_grid(rows)
 
 
 def show(axis: Axes, picture: np.ndarray, title: str) -> None:
@@ -212,7 +212,7 @@ def draw_digits(path: Path, data_dir: str) -> None:
     axes = figure.subplots(2, 3)
     models = {"without scale": "plain-0", "with scale": "scale-0"}
     for row, (kind, name) in enumerate(models.items()):
-        model = dlsgan.load(CHECKPOINTS / name)
+        model = dlsgan.load_model(CHECKPOINTS / name)
         for column, (number, x, what) in enumerate(((5, model.sample(30), "generated"), (9, test, "test"))):
             title = f"Figure {number + row}: {what} over reconstructions, {kind}"
             show(axes[row, column], pairs(model, x), title)
@@ -235,8 +235,8 @@ def draw_ablations(results: dict, path: Path) -> None:
     titles = {
         "l_enc": "L_enc",
         "spread": "spread",
-        "gain_generated": "dB, gen.",
-        "gain_test": "dB, test",
+        "psnr_gain_generated": "dB, gen.",
+        "psnr_gain_test": "dB, test",
         "swd": "SWD",
     }
     figure = Figure((11, 1.4 + 0.45 * len(names)), layout="constrained")
@@ -251,8 +251,8 @@ def draw_ablations(results: dict, path: Path) -> None:
         left = 1.6 * low - 0.6 * high if low < 0 else 1.6 * low
         right = 1.6 * high - 0.6 * low
         axis.set(xticks=[], xlim=(left, right), ylim=(len(names) - 0.5, -0.5), title=title)
-    samples = [dlsgan.load(CHECKPOINTS / name).sample(8) for name in names]
-    last.imshow(dlsgan.grid(samples), cmap="gray", aspect="auto")
+    samples = [dlsgan.load_model(CHECKPOINTS / name).sample(8) for name in names]
+    last.imshow(dlsgan.make_grid(samples), cmap="gray", aspect="auto")
     last.axis("off")
     figure.savefig(path, dpi=110)
 

@@ -91,7 +91,7 @@ def encoder_afterwards(model: dlsgan.DLSGAN, seed: int, steps: int = 1000) -> nn
     optimizer = torch.optim.Adam(encoder.parameters(), lr=2e-3)
     rng = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        z = dlsgan.prior(256, model.latent_scale, rng)
+        z = dlsgan.sample_latents(256, model.latent_scale, rng)
         with torch.no_grad():
             x = model.decode(z)
         loss = (encoder(x)[1] - z).square().mean()
@@ -104,7 +104,7 @@ def encoder_afterwards(model: dlsgan.DLSGAN, seed: int, steps: int = 1000) -> nn
 @torch.no_grad()
 def measure(model: dlsgan.DLSGAN, encoder: nn.Module, name: str, n: int = 20_000) -> dict:
     """L_enc, v and the number of live dimensions, on fresh latent vectors, and how far the samples lie from the data."""
-    z = dlsgan.prior(n, model.latent_scale, torch.Generator().manual_seed(1))
+    z = dlsgan.sample_latents(n, model.latent_scale, torch.Generator().manual_seed(1))
     z_hat = encoder(model.decode(z))[1]
     v = z_hat.square().mean(0)
     l_enc = dlsgan.encoder_loss(z, z_hat, model.latent_scale.scale()).item()

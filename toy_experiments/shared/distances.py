@@ -109,7 +109,7 @@ def fid(a: Tensor, b: Tensor, inception: torch.nn.Module) -> float:
 
 
 def load_inception(path: str) -> torch.nn.Module:
-    with dlsgan.explain(f"{path} is not the TorchScript file inception-2015-12-05.pt"):
+    with dlsgan.explain(f"{path} is not the TorchScript file inception-2015-12-05.pt", RuntimeError):
         return torch.jit.load(path).eval()
 
 
@@ -123,7 +123,7 @@ def main(run: str, inception: str | None = None) -> dict:
     """The distances of a run's samples, and of one half of its test set from the other."""
     network = load_inception(inception) if inception else None
     config, _ = dlsgan.read_checkpoint(run)
-    model = dlsgan.load(run, "cpu")
+    model = dlsgan.load_model(run, "cpu")
     test = dlsgan.to_float(dlsgan.LOADERS[config.dataset](config)[1][:2000])
     half = len(test) // 2
     compared = {"samples": samples_like(model, test[:half]), "other test images": test[half : 2 * half]}

@@ -32,9 +32,9 @@ def flip_picture(model: dlsgan.DLSGAN, x: Tensor, signs: Tensor) -> np.ndarray:
     an image."""
     z_hat = model.encode(x)
     flipped = flips(model, z_hat, signs)
-    left = dlsgan.grid(torch.stack((x, model.decode(z_hat)), 1))
+    left = dlsgan.make_grid(torch.stack((x, model.decode(z_hat)), 1))
     bar = np.full((left.shape[0], x.shape[-1] // 4, *left.shape[2:]), 255, np.uint8)
-    return np.concatenate((left, bar, dlsgan.grid(flipped)), 1)
+    return np.concatenate((left, bar, dlsgan.make_grid(flipped)), 1)
 
 
 def traversal(decode: Callable[[Tensor], Tensor], z: Tensor, i: int, limit: float, columns: int) -> Tensor:
@@ -50,4 +50,4 @@ def traversals(
     """A picture with a row for each latent dimension in `order`, turned from -limit to limit, the others at
     0."""
     zero = torch.zeros(len(model.latent_scale.v))
-    return dlsgan.grid([traversal(model.decode, zero, i, limit, columns) for i in order])
+    return dlsgan.make_grid([traversal(model.decode, zero, i, limit, columns) for i in order])

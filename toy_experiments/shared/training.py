@@ -23,7 +23,6 @@ def configure(dataset: str, **changes) -> dlsgan.Config:
     value."""
     dlsgan.require(dataset in PRESETS, f"unknown data set {dataset!r}: choose {', '.join(PRESETS)}")
     config = dlsgan.Config(**dlsgan.PRESETS[PRESETS[dataset]] | {"threads": 1, "device": "cpu"} | changes)
-    config.check()
     torch.set_num_threads(config.threads or torch.get_num_threads())
     return config
 
@@ -57,7 +56,7 @@ def set_state(x: nn.Module | torch.optim.Optimizer | torch.Generator, state: dic
 
 def read_progress(path: Path, steps: int, settings: dict, stateful: dict, record: dict) -> int:
     """Sets `stateful` and `record` to what the file holds; returns the number of steps that are done."""
-    with dlsgan.explain(f"{path} is not of this run (delete it to start again)"):
+    with dlsgan.explain(f"{path} is not of this run (delete it to start again)", *dlsgan.LOADING_FAULTS):
         state = torch.load(path, map_location="cpu", weights_only=True)
         same = (state["steps"], state["settings"]) == (steps, settings)
         dlsgan.require(same, f"it has other settings or not {steps:,} steps")

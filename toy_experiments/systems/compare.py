@@ -55,11 +55,11 @@ COLUMNS = {  # of the table: (heading, format)
     "mse_test": ("MSE, test", ".3f"),
     "psnr_test": ("PSNR, dB, test", ".2f"),
     "ssim_test": ("SSIM, test", ".2f"),
-    "gain_test": ("gain over the mean image, dB, test", "+.2f"),
+    "psnr_gain_test": ("gain over the mean image, dB, test", "+.2f"),
     "mse_generated": ("MSE, generated", ".3f"),
     "psnr_generated": ("PSNR, dB, generated", ".2f"),
     "ssim_generated": ("SSIM, generated", ".2f"),
-    "gain_generated": ("gain over the mean image, dB, generated", "+.2f"),
+    "psnr_gain_generated": ("gain over the mean image, dB, generated", "+.2f"),
     "spread": ("spread", ".2f"),
     "swd": ("SWD x 1000 of samples", ".1f"),
     "swd_of_other_test_images": ("SWD x 1000 of other test images", ".1f"),
@@ -81,7 +81,7 @@ class Optimised(dlsgan.DLSGAN):
         self.synthesis = lia.without_map(gan.generator)
         self.steps = steps
         with torch.no_grad():
-            w = gan.generator.mapping(dlsgan.prior(4096, gan.latent_scale, torch.Generator().manual_seed(0)))
+            w = gan.generator.mapping(dlsgan.sample_latents(4096, gan.latent_scale, torch.Generator().manual_seed(0)))
         self.mean = w.mean(0)
         self.lr = 0.05 * w.std(0).mean().item()
 
@@ -112,7 +112,7 @@ def train_dlsgan(
     for _ in dlsgan.train(config, resume):
         pass
     _, state = dlsgan.read_checkpoint(out)
-    return dlsgan.load(out, config.device), state["seconds"]
+    return dlsgan.load_model(out, config.device), state["seconds"]
 
 
 def encoder_budget(config: dlsgan.Config) -> int:
@@ -200,7 +200,7 @@ def seconds_to_invert(model: dlsgan.DLSGAN, x: Tensor) -> float:
 def measure(model: dlsgan.DLSGAN, test: Tensor, inception: torch.nn.Module | None) -> dict:
     """The columns that depend on the trained model alone; test [N, C, H, W] on the CPU."""
     device = next(model.parameters()).device
-    few = test[: dlsgan.EVALUATED]
+    few = test[: dlsgan.NUM_EVAL_IMAGES]
     result = {key: value for key, value in dlsgan.evaluate(model, few).items() if key in COLUMNS}
     samples = distances.samples_like(model, test)
     result["seconds_per_image"] = seconds_to_invert(model, few[:32].to(device))
@@ -255,7 +255,7 @@ def run(method: str, config: dlsgan.Config, runs: Path = Path("runs"), inception
     ]  # what a perfect generator could reach
     keep_pictures(path.with_suffix(".npz"), model, test[:8])
     cli.write_json(path, row)
-    told = f"test {row['psnr_test']:.2f} dB ({row['gain_test']:+.2f}), SWD {row['swd']:.1f}"
+    told = f"test {row['psnr_test']:.2f} dB ({row['psnr_gain_test']:+.2f}), SWD {row['swd']:.1f}"
     print(f"{method}: {told}", flush=True)
     return row
 
@@ -319,7 +319,7 @@ def draw_bars(gains: Axes, swds: Axes, rows: list[dict]) -> None:
     y = np.arange(len(rows))
     names = [row["method"] for row in rows]
     for shift, key, colour in ((-0.2, "test", "#30638e"), (0.2, "generated", "#edae49")):
-        values = [row[f"gain_{key}"] for row in rows]
+        values = [row[f"psnr_gain_{key}"] for row in rows]
         gains.barh(y + shift, values, 0.4, color=colour, label=f"{key} images")
     gains.set(xlabel="PSNR of reconstructions, dB above the mean image")
     swds.barh(y, [row["swd"] for row in rows], 0.6, color="0.5", label="samples")
@@ -335,7 +335,7 @@ def draw_bars(gains: Axes, swds: Axes, rows: list[dict]) -> None:
 def show_pictures(axis: Axes, title: str, rows: dict[str, np.ndarray]) -> None:
     """Label: images uint8 [n, C, H, W], a row each."""
     images = [dlsgan.to_float(row) for row in rows.values()]
-    axis.imshow(dlsgan.grid(images), cmap="gray", interpolation="nearest")
+    axis.imshow(dlsgan.make_grid(images), cmap="gray", interpolation="nearest")
     axis.set(xticks=[], yticks=middles(len(images), images[0].shape[2]), yticklabels=list(rows), title=title)
 
 

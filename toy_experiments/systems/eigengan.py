@@ -82,8 +82,8 @@ class Block(nn.Module):
         super().__init__()
         self.subspace = Subspace(c_in, resolution) if subspace else None
         self.point = dlsgan.EqualConv2d(c_in, c_in, 1) if subspace else None
-        self.up = dlsgan.EqualConv2d((1 + subspace) * c_in, c_out, 3, padding=1, scale=dlsgan.SQRT2)
-        self.conv = dlsgan.EqualConv2d(c_out, c_out, 3, padding=1, scale=dlsgan.SQRT2)
+        self.up = dlsgan.EqualConv2d((1 + subspace) * c_in, c_out, 3, padding=1, gain=dlsgan.SQRT2)
+        self.conv = dlsgan.EqualConv2d(c_out, c_out, 3, padding=1, gain=dlsgan.SQRT2)
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         if self.subspace:
@@ -104,7 +104,8 @@ class EigenGenerator(nn.Module):
         resolution: int,
         image_channels: int,
         latent_dim: int,
-        width: float,  # as in dlsgan.Config
+        channel_base: int,  # as in dlsgan.Config
+        channel_max: int,
         subspaces: bool = True,
     ):
         super().__init__()
@@ -113,13 +114,14 @@ class EigenGenerator(nn.Module):
         self.noise_dim = latent_dim - Q * len(sizes) if subspaces else latent_dim
         too_few = f"--latent-dim {latent_dim} leaves no noise beside {len(sizes)} subspaces of {Q}"
         dlsgan.require(self.noise_dim >= 1, too_few)
-        channels = dlsgan.channels_at(4, width)
-        self.dense = dlsgan.EqualLinear(self.noise_dim, 16 * channels, scale=dlsgan.SQRT2)
+        widths = (channel_base, channel_max)
+        channels = dlsgan.channels_at(4, *widths)
+        self.dense = dlsgan.EqualLinear(self.noise_dim, 16 * channels, gain=dlsgan.SQRT2)
         self.blocks = nn.ModuleList()
         for r in sizes:
-            block = Block(dlsgan.channels_at(r, width), dlsgan.channels_at(2 * r, width), r, subspaces)
+            block = Block(dlsgan.channels_at(r, *widths), dlsgan.channels_at(2 * r, *widths), r, subspaces)
             self.blocks.append(block)
-        self.to_rgb = dlsgan.EqualConv2d(dlsgan.channels_at(resolution, width), image_channels, 7, padding=3)
+        self.to_rgb = dlsgan.EqualConv2d(dlsgan.channels_at(resolution, *widths), image_channels, 7, padding=3)
 
     def forward(self, z: Tensor) -> Tensor:
         layers = (self.latent_dim - self.noise_dim) // Q  # with a subspace: all or none
@@ -186,8 +188,10 @@ def train(
         train_images, _ = dlsgan.LOADERS[c.dataset](c)
     channels = train_images.shape[1]
     torch.manual_seed(c.seed)
-    generator = EigenGenerator(c.resolution, channels, c.latent_dim, c.width, subspaces)
-    discriminator = dlsgan.Discriminator(c.resolution, channels, 1, c.width)
+    generator = EigenGenerator(
+        c.resolution, channels, c.latent_dim, c.channel_base, c.channel_max, subspaces
+    )
+    discriminator = dlsgan.Discriminator(c.resolution, channels, 1, c.channel_base, c.channel_max)
     discriminator.latent_head.requires_grad_(False)  # unused
     model = dlsgan.DLSGAN(generator, discriminator, dlsgan.LatentScale(c.latent_dim, enabled=False))
     model.to(device, memory_format=torch.channels_last)
@@ -293,7 +297,7 @@ def main(config: dlsgan.Config, runs: Path = Path("runs"), results: Path = RESUL
 
 def draw_samples(axis: Axes, name: str, generator: EigenGenerator, found: dict) -> None:
     z = torch.randn(40, generator.latent_dim, generator=torch.Generator().manual_seed(2))
-    axis.imshow(dlsgan.grid(generator(z).split(8)), cmap="gray")
+    axis.imshow(dlsgan.make_grid(generator(z).split(8)), cmap="gray")
     axis.set(xticks=[], yticks=[])
     axis.set_title(f"{name}: spread {found['spread']:.2f}, swd {found['swd']:.1f}")
 
@@ -322,7 +326,7 @@ def draw_layer(axis: Axes, generator: EigenGenerator, layer: int, found: dict) -
             shares = found["explained"][first + i]
             label += f"\n{dlsgan.CARTOON_FACTORS[np.argmax(shares)]} {max(shares):.2f}"
         labels.append(label)
-    picture = dlsgan.grid([traverse(generator, first + i) for i in order])
+    picture = dlsgan.make_grid([traverse(generator, first + i) for i in order])
     size = picture.shape[0] // Q
     values = [f"{z:g}" for z in np.linspace(-LIMIT, LIMIT, COLUMNS)]
     axis.imshow(picture, cmap="gray")

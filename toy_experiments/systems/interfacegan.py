@@ -233,7 +233,7 @@ def main(
 ) -> dict:
     started = time.perf_counter()
     config, state = dlsgan.read_checkpoint(checkpoint)
-    model = dlsgan.load(checkpoint, "cpu")
+    model = dlsgan.load_model(checkpoint, "cpu")
     dataset = config.dataset
     without = f"{checkpoint} was trained on {dataset}, which has no attributes: cartoon or celeba"
     dlsgan.require(dataset in SHOWN, without)
@@ -320,7 +320,7 @@ def draw(
     top, bottom = figure.subfigures(2, 1, height_ratios=(0.6 + 0.8 * len(rows), 3.9))
     axis = top.subplots()
     size = test.shape[3]
-    axis.imshow(dlsgan.grid(rows), interpolation="nearest")
+    axis.imshow(dlsgan.make_grid(rows), interpolation="nearest")
     columns = ["test image", "decoded", *(f"{distance:+d}" for distance in distances)]
     axis.set_xticks(middles(len(columns), size), columns)
     axis.set_yticks(middles(len(rows), size), labels)

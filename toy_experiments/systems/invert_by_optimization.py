@@ -79,8 +79,8 @@ def starting_points(model: dlsgan.DLSGAN, x: Tensor, seed: int = 0) -> dict[str,
     invertible = isinstance(mapping, lia.InvertibleMapping)
     s = model.latent_scale.scale()
     rng = torch.Generator().manual_seed(seed)
-    w = mapping(dlsgan.prior(4096, model.latent_scale, rng) * s)
-    z = {"random": dlsgan.prior(len(x), model.latent_scale, rng), "encoder": model.encode(x)}
+    w = mapping(dlsgan.sample_latents(4096, model.latent_scale, rng) * s)
+    z = {"random": dlsgan.sample_latents(len(x), model.latent_scale, rng), "encoder": model.encode(x)}
     codes = {start: mapping(value * s) for start, value in z.items()}
     codes["mean"] = w.mean(0).repeat(len(x), 1)
     z["mean"] = mapping.inverse(codes["mean"]) if invertible else torch.zeros_like(z["encoder"])
@@ -154,7 +154,7 @@ def main(
 ) -> dict:
     dlsgan.require(count >= 1 and steps >= 1, "--count and --steps must be at least 1")
     config, state = dlsgan.read_checkpoint(checkpoint)
-    models = {"DLSGAN": dlsgan.load(checkpoint)}
+    models = {"DLSGAN": dlsgan.load_model(checkpoint)}
     trained = {"DLSGAN": images_seen(config, state)}
     command = f"python -m toy_experiments.systems.invert_by_optimization --checkpoint {checkpoint}"
     command += f" --count {count} --steps {steps}"
@@ -202,7 +202,7 @@ def draw(result: dict, pictures: dict, x: Tensor, path: Path) -> None:
             axis.set(xscale="log", xlabel="seconds an image", ylabel="PSNR, dB")
             axis.set_title(f"{name}, descent on {space}")
             axis.grid(alpha=0.3)
-        row[2].imshow(dlsgan.grid(images), cmap="gray")
+        row[2].imshow(dlsgan.make_grid(images), cmap="gray")
         row[2].set(xticks=[], yticks=middles(len(images), x.shape[2]), yticklabels=labels)
         row[2].set_title("where each start ends")
     rows[0][0].legend(frameon=False, title="start", loc="lower right")

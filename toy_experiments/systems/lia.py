@@ -51,8 +51,8 @@ class Coupling(nn.Sequential):
 
     def __init__(self, latent_dim: int):
         half = latent_dim // 2
-        wide = dlsgan.EqualLinear(half, latent_dim, lr_multiplier=0.01, scale=dlsgan.SQRT2)
-        narrow = dlsgan.EqualLinear(latent_dim, half, lr_multiplier=0.01, scale=dlsgan.SQRT2)
+        wide = dlsgan.EqualLinear(half, latent_dim, lr_multiplier=0.01, gain=dlsgan.SQRT2)
+        narrow = dlsgan.EqualLinear(latent_dim, half, lr_multiplier=0.01, gain=dlsgan.SQRT2)
         super().__init__(wide, narrow)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,7 +163,9 @@ class Stage2:
         self.variational = kind == "variational"
         outputs = 2 * config.latent_dim if self.variational else config.latent_dim
         torch.manual_seed(config.seed + 1)
-        self.encoder = dlsgan.Discriminator(config.resolution, channels, outputs, config.width)
+        self.encoder = dlsgan.Discriminator(
+            config.resolution, channels, outputs, config.channel_base, config.channel_max
+        )
         self.encoder.to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.encoder).requires_grad_(False)
         self.critic = copy.deepcopy(gan.discriminator).requires_grad_(True)
@@ -267,7 +269,7 @@ def fit(kind: str, config: dlsgan.Config, train_images: np.ndarray, folder: Path
 
 def load(folder: str | Path) -> tuple[Autoencoder, dlsgan.Config]:
     """A finished "lia" out of the folder of its run."""
-    with dlsgan.explain(f"no finished LIA in {folder}"):
+    with dlsgan.explain(f"no finished LIA in {folder}", *dlsgan.LOADING_FAULTS):
         state = torch.load(Path(folder) / "lia.pt", map_location="cpu", weights_only=True)
         dlsgan.require(state["step"] == state["steps"], "its training has stopped half way")
         config = dlsgan.Config(**state["settings"])
@@ -287,7 +289,7 @@ def volatility(norms: list[float]) -> np.ndarray:
 
 def main(config: dlsgan.Config, runs: Path = Path("runs"), results: Path = RESULTS) -> dict:
     train_images, test_images = dlsgan.LOADERS[config.dataset](config)
-    test = dlsgan.to_float(test_images[: dlsgan.EVALUATED])
+    test = dlsgan.to_float(test_images[: dlsgan.NUM_EVAL_IMAGES])
     folder = runs / f"{config.dataset}-{config.images}"
     systems = {}
     records = {}
@@ -305,7 +307,7 @@ def main(config: dlsgan.Config, runs: Path = Path("runs"), results: Path = RESUL
         row = dlsgan.evaluate(systems[kind], test)
         result[kind] = row | {"volatility": unsteady, "minutes": record["minutes"]}
         print(
-            f"{kind}: test {row['psnr_test']:.1f} dB ({row['gain_test']:+.1f} over the mean image), "
+            f"{kind}: test {row['psnr_test']:.1f} dB ({row['psnr_gain_test']:+.1f} over the mean image), "
             f"generated {row['psnr_generated']:.1f} dB, "
             f"volatility of the gradient {unsteady['latent_head']:.2f}"
         )
@@ -333,7 +335,7 @@ def draw(systems: dict, records: dict, x: Tensor, path: Path) -> None:
     rows = [x, *(system.reconstruct(x) for system in systems.values())]
     samples = [part for kind in ("lia", "mlp") for part in systems[kind].sample(20).split(10)]
     for name, shown, labels in (("x", rows, ["x", *KINDS]), ("samples", samples, ["lia", "", "mlp", ""])):
-        axes[name].imshow(dlsgan.grid(shown), cmap="gray")
+        axes[name].imshow(dlsgan.make_grid(shown), cmap="gray")
         axes[name].set(xticks=[], yticks=middles(len(shown), x.shape[2]), yticklabels=labels)
     for kind, style in zip(KINDS, ("-", "--", ":"), strict=True):
         norms = records[kind]["gradient"]["latent_head"]

@@ -54,7 +54,7 @@ from toy_experiments.shared.cli import RESULTS
 from toy_experiments.tools import plain_forms
 from toy_experiments.tools.flops import gemm_peak, kernels, memory, step_flops
 
-BENCH = {"resolution": 128, "width": 0.5, "latent_dim": 256, "mapping_layers": 8, "batch_size": 8}
+BENCH = {"resolution": 128, "channel_base": 4096, "channel_max": 256, "latent_dim": 256, "mapping_layers": 8, "batch_size": 8}
 KEPT = RESULTS / "speed.json"
 
 
@@ -192,7 +192,7 @@ def shares(config: dlsgan.Config, repeats: int = 9) -> dict:
 
     steps = -(-config.images // config.batch_size)
     evaluations = -(-steps // max(50, min(2000, -(-steps // 8))))  # in a run of dlsgan.train
-    shown = dlsgan.to_float(test[: dlsgan.EVALUATED])
+    shown = dlsgan.to_float(test[: dlsgan.NUM_EVAL_IMAGES])
     with tempfile.TemporaryDirectory() as folder:
         one = partial(evaluate_and_report, model, shown, config.batch_size, folder)
         evaluating = evaluations * timed(one, 2)

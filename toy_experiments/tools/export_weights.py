@@ -59,7 +59,7 @@ def half_precision(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def write(path: Path, config: dlsgan.Config, images: int, weights: dict[str, torch.Tensor]) -> None:
     """A checkpoint of weights alone; paths and device of the machine it was trained on are left out."""
     clean = dataclasses.replace(config, data_dir="", out="", device="auto", threads=0)
-    state = {"format": dlsgan.FORMAT, "config": dataclasses.asdict(clean), "images": images}
+    state = {"format": dlsgan.CHECKPOINT_VERSION, "config": dataclasses.asdict(clean), "images": images}
     state["ema"] = {name: x.contiguous() for name, x in weights.items()}
     with dlsgan.explain(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,8 +68,8 @@ def write(path: Path, config: dlsgan.Config, images: int, weights: dict[str, tor
 
 def measure(checkpoint: str | Path, test: torch.Tensor) -> dict:
     """dlsgan.evaluate of a trained model, and the measures of its latent scale."""
-    model = dlsgan.load(checkpoint)
-    scale = {key: value.item() for key, value in model.latent_scale.measures().items() if key != "active"}
+    model = dlsgan.load_model(checkpoint)
+    scale = {key: value.item() for key, value in model.latent_scale.metrics().items() if key != "active"}
     return dlsgan.evaluate(model, test) | scale
 
 
@@ -78,7 +78,7 @@ def mean_logits(checkpoint: str | Path, **images: torch.Tensor) -> dict[str, flo
     """Mean logit of the averaged discriminator for sets of images [N, C, H, W], "test" among them, and for as
     many samples as that has: {"logits_NAME": ...}. If it has learned the training images by heart, it finds
     them much more real than test images."""
-    model = dlsgan.load(checkpoint)
+    model = dlsgan.load_model(checkpoint)
     tens = len(images["test"]) // 10 + 1
     images["generated"] = torch.cat([model.sample(10, seed) for seed in range(tens)])
     result = {}

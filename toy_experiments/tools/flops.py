@@ -17,7 +17,7 @@ def forward_flops(c: dlsgan.Config, image_channels: int = 3) -> tuple[int, int]:
     matrix products in one forward pass of G and of D for one image. Filters and elementwise operations are
     not counted."""
     sizes = [2**i for i in range(2, c.resolution.bit_length())]  # 4, 8, ..., resolution
-    width = {r: dlsgan.channels_at(r, c.width) for r in sizes}
+    width = {r: dlsgan.channels_at(r, c.channel_base, c.channel_max) for r in sizes}
     low = width[4]
     d = c.latent_dim
     generator = c.mapping_layers * d * d + 16 * low * low * 9 + 16 * low * image_channels

@@ -58,7 +58,7 @@ def open_run(path: str) -> Run:
     dlsgan.require("exported" in kept, f"{path} was not written by toy_experiments.tools.export_weights")
     label = "with latent scale" if config.latent_scale else "without latent scale"
     colour = "#30638e" if config.latent_scale else "#d1495b"
-    return Run(Path(path).stem, label, colour, dlsgan.load(path), config, kept)
+    return Run(Path(path).stem, label, colour, dlsgan.load_model(path), config, kept)
 
 
 def blank(width: float, height: float, panels: int = 1) -> tuple[Figure, np.ndarray]:
@@ -137,10 +137,10 @@ def pairs(runs: list[Run], test: Tensor | None, number: int, name: str) -> Figur
         for part in x.split(8):
             rows += [part, run.model.reconstruct(part)]
         e = run.kept["exported"]
-        gain = f"{e[f'gain_{name}']:+.1f} dB over the mean image"
+        gain = f"{e[f'psnr_gain_{name}']:+.1f} dB over the mean image"
         quality = f"PSNR {e[f'psnr_{name}']:.1f} dB, {gain}, SSIM {e[f'ssim_{name}']:.2f}"
         title = f"Figure {number + run.config.latent_scale}: {name} images and reconstructions, {run.label}"
-        show(axis, dlsgan.grid(rows), f"{title}\n{quality}")
+        show(axis, dlsgan.make_grid(rows), f"{title}\n{quality}")
     return figure
 
 
@@ -186,7 +186,7 @@ def interpolation(runs: list[Run], test: Tensor, rows: int = 5, steps: int = 7) 
     between = [model.decode(start.lerp(end, t)) for t in torch.linspace(0, 1, steps).tolist()]
     figure, (axis,) = blank(8, 4.8)
     images = torch.stack([first, *between, last], 1)  # [rows, steps + 2, C, H, W]
-    show(axis, dlsgan.grid(images), "test image | decoded from z_hat in equal steps | test image")
+    show(axis, dlsgan.make_grid(images), "test image | decoded from z_hat in equal steps | test image")
     return figure
 
 
@@ -210,7 +210,7 @@ def alignment(runs: list[Run], test: Tensor, shown: int = 5, n: int = 64) -> Fig
     photos = []
     crops = []
     for x in test[:n]:
-        photo, eyes = align_face.as_photo(Image.fromarray(dlsgan.grid([x[None]])))
+        photo, eyes = align_face.as_photo(Image.fromarray(dlsgan.make_grid([x[None]])))
         photos.append(photo)
         crops.append(align_face.align(photo, eyes))
     figure, axes = blank(9, 2.7, 2)
@@ -221,7 +221,7 @@ def alignment(runs: list[Run], test: Tensor, shown: int = 5, n: int = 64) -> Fig
         psnr = dlsgan.psnr(x, y).mean()
         quality = f"PSNR {psnr:.1f} dB, SSIM {dlsgan.ssim(x, y).mean():.2f} ({len(x)} images)"
         title = f"turned test images {name}, and reconstructions\n{quality}"
-        show(axis, dlsgan.grid([x[:shown], y[:shown]]), title)
+        show(axis, dlsgan.make_grid([x[:shown], y[:shown]]), title)
     return figure
 
 

@@ -36,10 +36,10 @@ def per_sample_forward(self: dlsgan.ModulatedConv2d, x: Tensor, w: Tensor) -> Te
 
 def skip_forward(self: dlsgan.DiscriminatorBlock, x: Tensor) -> Tensor:
     """The skip path thinned out after its 1x1 convolution."""
-    bias = (self.skip.bias * self.skip.scale)[
+    bias = (self.skip.bias * self.skip.bias_gain)[
         :, None, None
     ]  # a filter with a border of zeros would change it there
-    skip = self.skip_down(F.conv2d(x, self.skip.weight * self.skip.gain)) + bias
+    skip = self.skip_down(F.conv2d(x, self.skip.weight * self.skip.weight_gain)) + bias
     x = dlsgan.leaky_relu(self.conv1(x))
     return skip + dlsgan.leaky_relu(self.conv2(self.low_pass(x)))
 
@@ -59,7 +59,7 @@ def two_batches_step(
     real_loss, fake_loss, generator_loss = dlsgan.LOSSES[loss]
     s = model.latent_scale.scale()
 
-    z = dlsgan.prior(len(real), model.latent_scale, rng)
+    z = dlsgan.sample_latents(len(real), model.latent_scale, rng)
     logits, z_hat = model.discriminator(model.generator(z * s))
     loss_d = fake_loss(logits).mean() + encoder_weight * dlsgan.encoder_loss(z, z_hat, s)
     real = real.detach().requires_grad_(penalty_weight > 0)
@@ -71,7 +71,7 @@ def two_batches_step(
     optimizer_d.step()
     optimizer_d.zero_grad(set_to_none=True)
 
-    z = dlsgan.prior(len(real), model.latent_scale, rng)
+    z = dlsgan.sample_latents(len(real), model.latent_scale, rng)
     logits, z_hat = model.discriminator(model.generator(z * s))
     loss_g = generator_loss(logits).mean() + encoder_weight * dlsgan.encoder_loss(z, z_hat, s)
     loss_g.backward(inputs=list(model.generator.parameters()))

@@ -27,9 +27,9 @@ COLUMNS = {
     "L_enc": ("l_enc", ".2f"),
     "active": ("active", "d"),
     "spread": ("spread", ".2f"),
-    "PSNR (gain), generated": ("psnr_generated", ".1f", "gain_generated"),
+    "PSNR (gain), generated": ("psnr_generated", ".1f", "psnr_gain_generated"),
     "SSIM": ("ssim_generated", ".2f"),
-    "PSNR (gain), test": ("psnr_test", ".1f", "gain_test"),
+    "PSNR (gain), test": ("psnr_test", ".1f", "psnr_gain_test"),
     "SSIM, test": ("ssim_test", ".2f"),
     "images": ("images", ",d"),
     "minutes": ("minutes", ".1f"),
@@ -39,10 +39,10 @@ COMPARED = {
     "real images seen": ("images", ",d"),
     "L_enc": ("l_enc", ".3f"),
     "PSNR, generated images": ("psnr_generated", ".2f"),
-    "gain over the mean image": ("gain_generated", "+.2f"),
+    "gain over the mean image": ("psnr_gain_generated", "+.2f"),
     "SSIM, generated images": ("ssim_generated", ".3f"),
     "PSNR, test images": ("psnr_test", ".2f"),
-    "gain over the mean face": ("gain_test", "+.2f"),
+    "gain over the mean face": ("psnr_gain_test", "+.2f"),
     "SSIM, test images": ("ssim_test", ".3f"),
     "spread, generated / real": ("spread", ".2f"),
     "sliced Wasserstein distance of samples": ("swd", ".1f"),
@@ -210,7 +210,7 @@ def main(what: str, run: str = "", command: str = "", names: tuple = (), trials:
         print(compare(names))
     else:
         lacks = "results/speed.json lacks a section, see python -m toy_experiments.tools.benchmark"
-        with dlsgan.explain(lacks):
+        with dlsgan.explain(lacks, KeyError):
             text = speeds()
         print(text)
 
