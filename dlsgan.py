@@ -47,13 +47,19 @@ import contextlib
 import copy
 import ctypes
 import dataclasses
+import functools
 import gzip
 import hashlib
+import io
 import json
 import math
+import operator
 import os
+import re
 import signal
 import sys
+import tarfile
+import tempfile
 import threading
 import time
 import urllib.request
@@ -429,13 +435,16 @@ class Config:
     scale_window: int = option(400, "its memory in steps", most=2**20)
     head_scale: float = option(0.1, "initial scale of the latent head")
     flip: bool = option(False, "mirror half of the training images")
+    framing: str = option("auto", "how images become squares: crop, pad, squash, or auto: squash for celeba, else crop")
+    image_channels: int = option(0, "1 (grey) or 3 (default: 1 for mnist and folders of grey images, else 3)", 0, 3)
     seed: int = option(0, "seed of weights, latent vectors and data order", 0)
     device: str = option("auto", "cuda, mps, cpu, or auto: the first of these that is there")
     threads: int = option(0, "CPU threads (default: PyTorch's choice)", 0, 1024)
     out: str = option("", "folder of the run (default: runs/PRESET, numbered when taken)")
     def check(self) -> "Config":
         """Raises UserError on the first setting that cannot work; fills in the default of data_dir. Returns itself."""
-        sets = {"dataset": LOADERS, "loss": LOSSES, "scale_rule": ["ema", "sma"], "resolution": [2**i for i in range(3, 11)]}
+        sets = {"dataset": LOADERS, "loss": LOSSES, "scale_rule": ["ema", "sma"], "resolution": [2**i for i in range(3, 11)],
+                "framing": ["auto", *FRAMINGS], "image_channels": [0, 1, 3]}
         for field in dataclasses.fields(self):
             value, kind, (least, most) = getattr(self, field.name), type(field.default), field.metadata["range"]
             flag, choices = "--" + field.name.replace("_", "-"), sets.get(field.name, [value])
@@ -457,9 +466,9 @@ PRESETS["folder"] = {**PRESETS["celeba64"], "dataset": "folder"}
 
 def build(config: Config) -> DLSGAN:
     """Networks and latent scale of a configuration, on the CPU, with fresh weights from torch's global seed."""
-    c, image_channels = config, 1 if config.dataset == "mnist" else 3
-    return DLSGAN(Generator(c.resolution, image_channels, c.latent_dim, c.mapping_layers, c.width),
-                  Discriminator(c.resolution, image_channels, c.latent_dim, c.width, c.head_scale),
+    c, channels = config, image_channels(config)
+    return DLSGAN(Generator(c.resolution, channels, c.latent_dim, c.mapping_layers, c.width),
+                  Discriminator(c.resolution, channels, c.latent_dim, c.width, c.head_scale),
                   LatentScale(c.latent_dim, c.scale_rule, c.scale_window, c.latent_scale))
 
 def pick_device(name: str) -> torch.device:
@@ -512,128 +521,417 @@ def load_cartoon(config: Config) -> tuple[np.ndarray, np.ndarray]:
     chunks = [to_uint8(cartoon_faces(1000, config.resolution, seed)[0]).numpy() for seed in range(22)]
     return np.concatenate(chunks[:20]), np.concatenate(chunks[20:])
 
-MNIST_SHA256 = {"train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-                "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"}  # decoded
 
-def read_idx(path: Path) -> np.ndarray:
+# Finding files. A path may lead into an archive, such as data/archive.zip/img_align_celeba/000001.jpg.
+IMAGE = r"\.(jpe?g|jfif|png|bmp|webp|gif|tiff?|ppm|pgm|avif)$"
+ARCHIVE = r"\.(zip|tar|tgz|tar\.gz)"
+IGNORED = re.compile(r"(^|/)(\.|__MACOSX)|\.(crdownload|part)$")  # hidden, a Mac's notes, half a download
+
+
+def say_unreadable(error: OSError) -> None:
+    print(f"skipped {error.filename!r}: {error.strerror}")
+
+
+def list_files(root: str) -> list[str]:
+    """All files below a folder, unsorted. Links to folders are followed once. If there is no such folder, one
+    whose name differs only in case takes its place (torchvision's data/MNIST)."""
+    open_archive.cache_clear()
+    root = Path(os.path.normpath(root))
+    if not root.exists():
+        root = next((path for path in root.parent.glob("*") if path.name.lower() == root.name.lower()), root)
+    files = [root.as_posix()] if root.is_file() else []
+    folders = [str(root)] if root.is_dir() else []
+    visited = set(map(str, Path(os.path.realpath(root)).parents))  # a link upwards would be a loop
+    while folders:  # real folders first and then those behind links, so that a new link renames nothing
+        for folder, subfolders, names in os.walk(folders.pop(0), onerror=say_unreadable):
+            real = os.path.realpath(folder)
+            if real in visited:
+                subfolders.clear()
+                continue
+            visited.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not IGNORED.search(name))
+            folders += filter(os.path.islink, [os.path.join(folder, name) for name in subfolders])
+            prefix = folder.replace(os.sep, "/")
+            files += [f"{prefix}/{name}" for name in names if not IGNORED.search(name)]
+    return files
+
+
+@functools.lru_cache
+def open_archive(path: str) -> dict[str, Callable[[], bytes]]:
+    """What reads each file in a .zip or .tar: {name: function}. Nothing is unpacked; a .tar, or an archive in
+    an archive, is held in memory."""
+    with explain(f"{path} is damaged or no archive (half a download, or a web page under its name)"):
+        if path.lower().endswith(".zip"):
+            file = open(path, "rb") if os.path.isfile(path) else io.BytesIO(read_bytes(path))
+            archive = zipfile.ZipFile(file)
+            members = {entry.filename: functools.partial(archive.read, entry) for entry in archive.infolist()}
+        else:
+            data = read_bytes(path)
+            members = {}
+            for entry in tarfile.open(fileobj=io.BytesIO(data)):
+                span = slice(entry.offset_data, entry.offset_data + entry.size)
+                if entry.isfile():
+                    members[entry.name] = functools.partial(operator.getitem, data, span)
+    members = {name.replace("\\", "/").removeprefix("./"): read for name, read in members.items()}
+    return {name: read for name, read in members.items() if name[-1:] != "/" and not IGNORED.search(name)}
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file, which may lie in an archive, with gzip undone."""
+    inside = re.fullmatch(rf"(.*{ARCHIVE})/(.*)", path, re.IGNORECASE | re.DOTALL)
+    if os.path.isfile(path):  # a pipe is none, and would be waited for
+        data = Path(path).read_bytes()
+    elif inside and inside[3] in open_archive(inside[1]):
+        data = open_archive(inside[1])[inside[3]]()
+    else:
+        raise UserError("no such file")
+    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+
+
+def find(files: list[str], pattern: str) -> list[str]:
+    """The files whose paths match a regular expression, sorted; if there are none, those in archives."""
+    matches = re.compile(pattern, re.IGNORECASE).search
+    is_archive = re.compile(f"{ARCHIVE}$", re.IGNORECASE).search
+    found = [file for file in files if matches(file) and not is_archive(file)]
+    if not found:
+        for archive in filter(is_archive, files):
+            found += find([f"{archive}/{name}" for name in open_archive(archive)], pattern)
+    return sorted(found)
+
+
+def find_named(files: list[str], name: str) -> list[str]:
+    """Files of a name, whatever browsers and unpackers made of it: "name (1).txt", "name.txt.txt", ..."""
+    return find(files, re.sub("[-_]", ".?", name) + "[^/]*$")
+
+
+def hold_out(files: list[str], names: list[str]) -> tuple[list[str], list[str]]:
+    """Splits files into those to train on and some 5%, at least two, to test with, by a hash of their names:
+    an image stays on its side when others come and go."""
+    shares = [int.from_bytes(hashlib.sha256(os.fsencode(n)).digest()[:4], "big") / 2**32 for n in names]
+    count = max(2, sum(share < 0.05 for share in shares))
+    ordered = [file for _, file in sorted(zip(shares, files, strict=True), reverse=True)]
+    return ordered[:-count], ordered[-count:]
+
+
+def fingerprint(train: np.ndarray, test: np.ndarray) -> str:
+    """Sizes and a hash of some 64 images, by which a resumed run can tell that its images are others."""
+    some = [images[:: max(1, len(images) // 32)].tobytes() for images in (train, test)]
+    return f"{len(train):,} + {len(test):,} images, {hashlib.sha256(b''.join(some)).hexdigest()[:12]}"
+
+
+MNIST_SHA256 = {  # of the decoded files
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+}
+
+
+def read_idx(path: str | Path) -> np.ndarray:
     """Images in MNIST's IDX format, gzipped or not: magic number, three sizes, bytes -> uint8 [N, H, W]."""
     with explain(f"{path} is not a readable IDX file of images"):
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        raw = read_bytes(str(path))
         magic, *shape = np.frombuffer(raw[:16], ">u4").tolist()
         require(magic == 0x803, f"its magic number is {magic:#x}, not 0x803")
-        require(len(raw) == 16 + math.prod(shape) > 16, f"its {len(raw) - 16} bytes of pixels are not the announced {shape}")
+        pixels = len(raw) - 16
+        require(pixels == math.prod(shape) > 0, f"its {pixels} bytes of pixels are not the announced {shape}")
         return np.frombuffer(raw, np.uint8, offset=16).reshape(shape)
 
+
+def download_mnist(name: str, folder: str) -> str:
+    """Fetches a file of MNIST into the folder; returns its path there."""
+    path = Path(folder, f"{name}.gz")
+    url = f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz"
+    with explain(f"{path} is missing and cannot be downloaded from {url}"):
+        data = urllib.request.urlopen(url, timeout=30).read()
+        digest = hashlib.sha256(gzip.decompress(data)).hexdigest()
+        require(digest == MNIST_SHA256[name], "wrong checksum of what was sent")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return str(path)
+
+
 def load_mnist(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """The original files, downloaded when absent; 28x28 padded to 32x32, other resolutions resized from that."""
-    arrays, size = [], (config.resolution, config.resolution)
-    for name, digest in MNIST_SHA256.items():
-        plain, packed = (Path(config.data_dir) / f"{name}{ending}" for ending in ("", ".gz"))
-        if not plain.exists() and not packed.exists():
-            url = f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz"
-            with explain(f"{packed} is missing and cannot be downloaded from {url}"):
-                data = urllib.request.urlopen(url, timeout=30).read()
-                require(hashlib.sha256(gzip.decompress(data)).hexdigest() == digest, "wrong checksum of what was sent")
-                packed.parent.mkdir(parents=True, exist_ok=True)
-                packed.write_bytes(data)
-        images = np.pad(read_idx(plain if plain.exists() else packed), ((0, 0), (2, 2), (2, 2)))
-        if images.shape[1:] != size:
-            images = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.LANCZOS)) for image in images])
+    """The original files, downloaded when absent; 28x28 padded to 32x32, other sizes resized from that."""
+    files = list_files(config.data_dir)
+    arrays = []
+    for name, use in zip(MNIST_SHA256, ("to train on", "held out"), strict=True):
+        paths = find_named(files, name) or [download_mnist(name, config.data_dir)]
+        digits = read_idx(paths[0])
+        for path in paths[1:]:
+            require(np.array_equal(read_idx(path), digits), f"{paths[0]} and {path} differ: remove one")
+        print(f"mnist: {len(digits):,} images in {paths[0]}, {use}")
+        images = np.pad(digits, ((0, 0), (2, 2), (2, 2)))
+        if config.resolution != 32:
+            size = (config.resolution, config.resolution)
+            images = np.stack([Image.fromarray(image).resize(size, Image.LANCZOS) for image in images])
         arrays.append(images[:, None])  # [N, 32, 32] -> [N, 1, 32, 32]
     return arrays[0], arrays[1]
 
-def read_table(path: Path, known: set[int]) -> dict[str, list[int]]:
-    """CelebA's text tables: optionally the number of rows and a line of column names, then per image its file name
-    and values out of `known`; lines end in LF or CRLF. Returns {file name: values}."""
+
+CELEBA_TREES = """Any of these will do, with whole folders packed (.zip) or not:
+  img_align_celeba/, list_eval_partition.txt, list_attr_*.txt: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html
+  Img/img_align_celeba/, Eval/list_eval_partition.txt, Anno/list_attr_celeba.txt: that page's Google Drive
+  img_align_celeba/img_align_celeba/, list_*.csv: https://www.kaggle.com/datasets/jessicali9530/celeba-dataset
+  celeba/img_align_celeba/, celeba/list_*.txt: torchvision.datasets.CelebA(FOLDER, download=True)
+  img_align_celeba/ alone, from any of them: some 5% of the images are then held out for testing
+  any of them in another folder: --data-dir FOLDER; images of other names: --dataset FOLDER"""
+
+
+def read_table(path: str, values: set[int]) -> dict[str, list]:
+    """CelebA's tables, the authors' .txt or Kaggle's .csv: the number of rows and the names of columns, both
+    optional, then for each image its file name and numbers out of `values`. Returns {name without ending:
+    numbers}, and the names of the columns under "image_id"."""
     with explain(f"{path} is not a CelebA table"):
-        rows = [line.split() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        text = read_bytes(path).decode("utf-8-sig")
+        lines = text.translate(str.maketrans(',;"', "   ")).splitlines()
+        rows = [line.split() for line in lines if line.strip()]
         announced = int(rows.pop(0)[0]) if rows and len(rows[0]) == 1 else None
-        columns = len(rows.pop(0)) if rows and "." not in rows[0][0] else 1
-        table = {name: [int(value) for value in values] for name, *values in rows}
-        for name, values in table.items():
-            require(len(values) == columns and known.issuperset(values), f"{name} needs {columns} values of {sorted(known)}")
+        header = rows.pop(0) if rows and "." not in rows[0][0] else ["image_id", "partition"]
+        first = header[0]
+        require(first == "image_id" or "," not in text, f"its first column is {first} instead of image_id")
+        table = {"image_id": [name for name in header if name != "image_id"]}
+        meaning = {str(value): value for value in values}
+        for name, *numbers in rows:
+            if len(numbers) != len(table["image_id"]) or not meaning.keys() >= set(numbers):
+                raise UserError(f"{name} needs {len(table['image_id'])} values of {sorted(values)}")
+            table[os.path.splitext(name)[0]] = [meaning[number] for number in numbers]
         count = len(rows) if announced is None else announced
-        require(len(table) == len(rows) == count > 0, f"it announces {count} rows; {len(rows)} rows name {len(table)} files")
+        complete = len(table) - 1 == len(rows) == count > 0
+        require(complete, f"it announces {count} rows; {len(rows)} rows name {len(table) - 1} files")
         return table
 
-def load_celeba(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """The official layout, or any subset of its images; partition 2 is the test set."""
-    root, folder = Path(config.data_dir), Path(config.data_dir) / "img_align_celeba"
-    present = {path.name: path for path in list_images(folder)}
-    require(present, f"no {folder}/000001.jpg or other image: from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html get "
-                     f"img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt, and unpack them in {root}")
-    partition = read_table(root / "list_eval_partition.txt", {0, 1, 2})
-    names, attributes = sorted(present.keys() & partition.keys()), root / "list_attr_celeba.txt"
-    print(f"celeba: {len(names):,} of {len(partition):,} listed images are present; {len(present) - len(names)} not listed")
-    if attributes.exists() and (missing := set(names) - read_table(attributes, {-1, 1}).keys()):
-        raise UserError(f"{attributes} does not match the images: no row for {min(missing)}, {len(missing)} in all")
-    train, test = ([present[n] for n in names if (partition[n] == [2]) == is_test] for is_test in (False, True))
-    return decode_split(train, test, config)
 
-def list_images(folder: Path) -> list[Path]:
-    endings = ".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split()
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in endings and path.name[0] != ".")
-    return sorted(path for path in paths if path.is_file() or path.is_symlink())  # a broken link is named when decoding
+def find_table(name: str, values: set[int], files: list[str], root: str) -> tuple[str, dict[str, list]]:
+    """Path and content of the CelebA table of this name, among the files or, as root may hold images alone,
+    beside it; ("", {}) if there is none."""
+    paths = find_named(files, name)
+    for folder in list(Path(root).absolute().parents)[:2]:
+        beside = [path for place in ("", "Eval/", "Anno/") for path in folder.glob(f"{place}list_*")]
+        paths = paths or find_named([path.as_posix() for path in beside], name)
+    tables = [read_table(path, values) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        require(table == tables[0], f"{paths[0]} and {path} differ: remove one")
+    return (paths[0], tables[0]) if paths else ("", {})
+
+
+def find_faces(files: list[str], root: str) -> dict[str, str]:
+    """CelebA's images among the files, {name without ending: path}, sorted. Aligned images come before those
+    "in the wild", unpacked ones before those in archives. Two more of one name are an error."""
+    paths = []
+    for kind in ("img.?align.?celeba(?!.?png)", "align", ""):
+        paths = paths or find(files, rf"{kind}.*/\d{{6}}{IMAGE}")
+    is_packed = re.compile(rf"(^|/)(?!list_)[^/]*({ARCHIVE}|\.7z|\.rar)(\.\d+)?$", re.IGNORECASE).search
+    packed = ", ".join(filter(is_packed, files))
+    if not paths:
+        advice = f", nor any that can be read in {packed}" if packed else f". {CELEBA_TREES}"
+        raise UserError(f"no CelebA images (000001.jpg, ...) in {root}{advice}")
+    if packed and os.path.isfile(paths[0]):
+        print(f"celeba: there are unpacked images, so none are read from {packed}")
+    faces = {}
+    for path in paths:
+        name = os.path.splitext(os.path.basename(path))[0]
+        if name in faces:
+            raise UserError(f"there are {faces[name]} and {path}: name one of the folders with --data-dir")
+        faces[name] = path
+    return faces
+
+
+def find_celeba(config: Config) -> tuple[list[str], list[str], dict[str, list]]:
+    """CelebA's images for training, those for testing (partition 2), and the table of attributes, {} if there
+    is none."""
+    files = list_files(config.data_dir)
+    faces = find_faces(files, config.data_dir)
+    partition_from, partition = find_table("list_eval_partition", {0, 1, 2}, files, config.data_dir)
+    attributes_from, attributes = find_table("list_attr_celeba", {-1, 1}, files, config.data_dir)
+    folders = sorted({os.path.dirname(path) for path in faces.values()})
+    tables = f"partition from {partition_from or 'no file'}, attributes from {attributes_from or 'no file'}"
+    print(f"celeba: {len(faces):,} images in {', '.join(folders[:4])}, {tables}")
+    if partition:
+        columns = partition.pop("image_id")
+        require(columns == ["partition"], f"{partition_from} gives {', '.join(columns)} instead of partition")
+        listed = {name: path for name, path in faces.items() if name in partition}
+        counts = f"{len(listed):,} of {len(partition):,} listed images are present"
+        print(f"celeba: {counts}; {len(faces) - len(listed):,} not listed")
+        require(listed, f"{partition_from} lists none of the {len(faces):,} images, such as {min(faces)}")
+        faces = listed
+    unknown = [name for name in faces if attributes and name not in attributes]
+    if unknown:
+        missing = os.path.basename(faces[unknown[0]])
+        raise UserError(f"{attributes_from} does not match the images: no row for {missing}, {len(unknown)} in all")
+    test = [path for name, path in faces.items() if partition.get(name) == [2]]
+    train = [path for name, path in faces.items() if partition.get(name) != [2]]
+    if not test:
+        print("celeba: no images of a test set, so some 5% are held out, chosen by their names")
+        train, test = hold_out(train, list(faces))
+    return train, test, attributes
+
+
+def load_celeba(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """CelebA or any part of it, in any of CELEBA_TREES."""
+    train, test, _ = find_celeba(config)
+    return load_images(train, test, config)
+
+
+def find_images(config: Config) -> list[str]:
+    """All images below a folder; if there are none, those in archives."""
+    images = find(list_files(config.data_dir), IMAGE)
+    kinds = "a folder with image files (.jpg, .png, ...) or an archive of them"
+    require(images, f"{config.data_dir} is not {kinds}")
+    return images
+
 
 def load_folder(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Every readable image below a folder; the last 5% of a fixed random order are the test set."""
-    paths = list_images(Path(config.data_dir))
-    require(paths, f"{config.data_dir} is not a folder with image files (.jpg, .png, ...)")
-    return decode_split([paths[i] for i in np.random.default_rng(0).permutation(len(paths))], [], config)
+    """Every readable image below a folder. Its path below the folder decides whether it is held out."""
+    images = find_images(config)
+    start = len(os.path.normpath(config.data_dir)) + 1
+    names = [re.sub(f"[^/]*{ARCHIVE}/", "", path[start:]) for path in images]  # unpacking in place keeps them
+    train, test = hold_out(images, names)
+    return load_images(train, test, config)
 
-def read_image(path: Path, config: Config) -> np.ndarray:
-    """A picture as uint8 [C, H, W], upright, on white. CelebA's whole frame is squashed to a square; others are cropped."""
-    with Image.open(path) as image:
+
+def image_channels(config: Config) -> int:
+    """1 for grey images, 3 for coloured ones."""
+    return config.image_channels or (1 if config.dataset == "mnist" else 3)
+
+
+def detect_channels(config: Config) -> int:
+    """The image_channels of a new run: 1 for a folder of grey images too, by the modes of some 64 of them."""
+    if config.dataset != "folder" or config.image_channels:
+        return image_channels(config)
+    images = find_images(config)
+    modes = set()
+    for path in images[:: max(1, len(images) // 64)]:
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(read_bytes(path))) as image:
+            modes.add(image.mode.split(";")[0])
+    return 1 if modes and modes <= {"1", "L", "LA", "I", "F"} else 3
+
+
+FRAMINGS = {  # functions of an image, a size and a filter
+    "crop": ImageOps.fit,
+    "pad": functools.partial(ImageOps.pad, color="white"),
+    "squash": Image.Image.resize,
+}
+
+
+def read_image(path: str | Path, config: Config) -> np.ndarray:
+    """A picture as uint8 [C, H, W], upright, on white. Unless config.framing says something else, CelebA's whole
+    frame is squashed to a square, as in the paper, and other pictures are cropped."""
+    with Image.open(io.BytesIO(read_bytes(str(path)))) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode[0] == "I":  # 16-bit grey, which Pillow would clip at 255
             image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("L" if config.dataset == "mnist" else "RGB")
-        size, squash = (config.resolution, config.resolution), config.dataset == "celeba"
-        image = image.resize(size, Image.LANCZOS) if squash else ImageOps.fit(image, size, Image.LANCZOS)
-        return np.asarray(image).reshape(*size, -1).transpose(2, 0, 1)
+        image = image.convert("L" if image_channels(config) == 1 else "RGB")
+        usual = "squash" if config.dataset == "celeba" else "crop"
+        frame = FRAMINGS[usual if config.framing == "auto" else config.framing]
+        image = frame(image, (config.resolution, config.resolution), Image.LANCZOS)
+        return np.asarray(image).reshape(*image.size, -1).transpose(2, 0, 1)
 
-def decode_split(train: list[Path], test: list[Path], config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes both lists of files; where there are none for testing, the last 5% of the others are held out."""
-    images = decode(train, config) if train else []
-    if test and train:
-        return images, decode(test, config)
-    held_out = max(2, len(images) // 20)
-    print(f"{config.dataset}: no images of a test set, so {held_out} images (5%) are held out for testing")
-    return images[:-held_out], images[-held_out:]
 
-def decode(paths: list[Path], config: Config) -> np.ndarray:
-    """The images as a memory map [N, C, H, W] of a cache file, written once per list of files and resolution."""
-    shape, bad = (3, config.resolution, config.resolution), []
-    def read(path: Path) -> bytes:
-        try:
-            return read_image(path, config).tobytes()
-        except Exception as error:  # Pillow raises many kinds on damaged files
-            bad.append(path)
-            tqdm.write(f"skipped {str(path)!r}: {' '.join(str(error).split())}")
-            return b""
-    key = hashlib.sha256(f"{shape} {config.dataset == 'celeba'}".encode())
-    for path in filter(Path.is_file, paths):
-        key.update(os.fsencode(f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns}\n"))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlsgan"
-    stem = f"{config.dataset}-{config.resolution}-{key.hexdigest()[:16]}"
-    for file in cache.glob(f"{stem}-*.u8"):  # raw bytes; the number of images is in the name
-        n = int(file.stem.rsplit("-", 1)[1])
-        if file.stat().st_size == n * math.prod(shape):  # else truncated: decode again
-            return np.memmap(file, np.uint8, "r", shape=(n, *shape))
-    cache.mkdir(parents=True, exist_ok=True)
-    for file in [file for file in cache.glob("*.tmp") if time.time() - file.stat().st_mtime > 600]:
-        file.unlink(missing_ok=True)  # left by a decoding that was killed: a living one writes every few seconds
-    temporary = cache / f"{stem}.{os.getpid()}.tmp"
-    with explain(f"cannot write the decoded images to {cache}"), open(temporary, "wb") as file, ThreadPoolExecutor() as pool:
-        for start in tqdm(range(0, len(paths), 256), "decoding", unit="x256 images"):
-            file.writelines(pool.map(read, paths[start : start + 256]))
-    n, text = len(paths) - len(bad), f"too many unreadable images: {len(bad)} of {len(paths)} files, such as"
-    require(n and len(bad) <= max(10, 0.05 * len(paths)), f"{text} {', '.join(map(str, bad[:1]))}")
-    os.replace(temporary, file := cache / f"{stem}-{n}.u8")
-    return np.memmap(file, np.uint8, "r", shape=(n, *shape))
+def load_images(train: list[str], test: list[str], config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The readable images of two lists of files. If fewer than two are left for testing, the last ones for
+    training join them."""
+    images, readable = cache_images(train + test, config)
+    held_out = min(len(images), max(2, int(readable[len(train) :].sum())))
+    count = len(images) - held_out
+    print(f"{config.dataset}: {len(images):,} images: {count:,} to train on, {held_out:,} held out")
+    return images[:count], images[count:]
+
+
+def cache_folders(data_dir: str) -> list[Path]:
+    """Where decoded images may be kept: the user's cache, else beside the data, else with temporary files."""
+    beside = Path(data_dir) if Path(data_dir).is_dir() else Path(data_dir).parent
+    folders = [beside / ".dlsgan-cache"]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folders.insert(0, Path(home, "dlsgan"))
+    with contextlib.suppress(OSError):  # no folder for temporary files
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        folders.append(Path(tempfile.gettempdir(), f"dlsgan-{user}"))
+    return folders
+
+
+def is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
+def last_change(path: str) -> str:
+    """Size and time of change of a file, or of the archive that it lies in; "" for a broken link."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return f"{status.st_size} {status.st_mtime_ns}"
+    archive = re.match(f".*?{ARCHIVE}(?=/)", path, re.IGNORECASE)
+    return last_change(archive[0]) if archive else ""
+
+
+def read_or_skip(path: str, config: Config) -> bytes:
+    """The pixels of an image, or none, which is said, if it cannot be read."""
+    try:
+        return read_image(path, config).tobytes()
+    except Exception as error:  # Pillow raises many kinds on damaged files
+        tqdm.write(f"skipped {path!r}: {' '.join(str(error).split())}")
+        return b""
+
+
+def write_cache(path: Path, files: list[str], config: Config) -> None:
+    """A byte for each file, 1 if it is a readable image, then the pixels of those that are."""
+    for other in path.parent.glob("*.tmp"):  # of a decoding that was killed: a living one writes every few seconds
+        if time.time() - other.stat().st_mtime > 600:
+            other.unlink(missing_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    read = functools.partial(read_or_skip, config=config)
+    what = f"cannot write the decoded images to {path.parent}"
+    readable = bytearray(len(files))
+    try:
+        with explain(what), ThreadPoolExecutor() as pool, open(temporary, "wb") as file:
+            file.write(readable)
+            for start in tqdm(range(0, len(files), 256), "decoding", unit="x256 images"):
+                for i, pixels in enumerate(pool.map(read, files[start : start + 256]), start):
+                    readable[i] = len(pixels) > 0
+                    file.write(pixels)
+            file.seek(0)
+            file.write(readable)
+        bad = [file for file, good in zip(files, readable, strict=True) if not good]
+        too_many = f"too many unreadable images: {len(bad)} of {len(files)} files, such as {''.join(bad[:1])}"
+        require(len(bad) < len(files) and len(bad) <= max(10, 0.05 * len(files)), too_many)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_whole(path: Path, files: int, pixels: int) -> bool:
+    """Whether write_cache has written the file and nobody has cut it short."""
+    if not os.path.isfile(path):
+        return False
+    return path.stat().st_size == files + pixels * np.fromfile(path, np.uint8, files).sum()
+
+
+def cache_images(files: list[str], config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The images as a memory map [N, C, H, W] of a file that is written once per list of files and framing; and
+    whether each file could be read, bool [files]."""
+    shape = (image_channels(config), config.resolution, config.resolution)
+    key = hashlib.sha256(f"{shape} {config.framing}".encode())
+    for file in files:
+        key.update(os.fsencode(f"{os.path.abspath(file)} {last_change(file)}\n"))
+    name = f"{config.dataset}-{config.resolution}-{key.hexdigest()[:16]}.u8"
+    folders = cache_folders(config.data_dir)
+    usable = [folder for folder in folders if is_whole(folder / name, len(files), math.prod(shape))]
+    if not usable:
+        usable = [folder for folder in folders if is_writable(folder)]
+        tried = ", ".join(map(str, folders))
+        require(usable, f"none of {tried} can be written: name a folder for decoded images as XDG_CACHE_HOME")
+        print(f"decoded images are kept in {usable[0]}")
+        write_cache(usable[0] / name, files, config)
+    open_archive.cache_clear()  # frees memory
+    readable = np.fromfile(usable[0] / name, np.bool_, len(files))
+    shape = (int(readable.sum()), *shape)
+    return np.memmap(usable[0] / name, np.uint8, "r", offset=len(files), shape=shape), readable
+
 
 LOADERS = {"cartoon": load_cartoon, "mnist": load_mnist, "celeba": load_celeba, "folder": load_folder}
 
@@ -828,6 +1126,7 @@ def train(config: Config, resume: bool = False, stop: threading.Event | None = N
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA, no effect on a CPU
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     torch.manual_seed(c.seed)
+    c.image_channels = image_channels(c) if resume else detect_channels(c)
     model = build(c).to(device, memory_format=torch.channels_last)
     average = DLSGAN(*map(copy.deepcopy, (model.generator, model.discriminator)), model.latent_scale).requires_grad_(False)
     rng, optimizers = torch.Generator().manual_seed(c.seed), make_optimizers(model, c.lr)
@@ -937,7 +1236,7 @@ def configure(given: dict) -> Config:
     """The configuration that a command line means, with data and output folders filled in."""
     dataset = given.get("dataset", "folder" if "data_dir" in given and "preset" not in given else None)
     if dataset is not None and dataset not in LOADERS:
-        require(dataset and Path(dataset).is_dir(), f"data set {dataset!r} is none of {', '.join(LOADERS)} and no folder")
+        require(dataset and Path(dataset).exists(), f"data set {dataset!r} is none of {', '.join(LOADERS)} and no folder")
         given["data_dir"], dataset = dataset, "folder"
     preset = given.pop("preset", dataset or "cartoon")
     config = Config(**PRESETS[preset] | given | ({"dataset": dataset} if dataset else {})).check()
@@ -970,6 +1269,9 @@ def run(config: Config, resume: bool) -> None:
     print(f"{how}; in {config.out}: {', '.join(sorted(file.name for file in Path(config.out).glob('*.*')))}")
 
 def main(arguments: list[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal's, which may not know all letters of a file name
+            stream.reconfigure(errors="backslashreplace")
     given = parse(arguments)
     try:
         uses = {"resume": "resume images device threads data_dir", "reconstruct": "reconstruct checkpoint out"}
@@ -985,7 +1287,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             run(configure(given), resume=False)
     except (UserError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"dlsgan: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error) if str(error).endswith(CELEBA_TREES) else " ".join(str(error).split())
+        print(f"dlsgan: {text}", file=sys.stderr)
         return 2
     return 0
 

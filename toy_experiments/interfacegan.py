@@ -142,8 +142,8 @@ def main(checkpoint: str, data_dir: str = "", labelled: int = 8000, faces: int =
         labels, test = factors.numpy() > 0, dlsgan.cartoon_faces(faces, config.resolution, 9998)[0]
     else:
         config.data_dir = data_dir or "data/celeba"
+        labels = celeba_labels(config)
         train_images, test_images = dlsgan.load_celeba(config)
-        labels = celeba_labels(config, len(train_images) + len(test_images))
         order = np.random.default_rng(0).permutation(len(train_images))
         fit, other = np.sort(order[: len(order) // 2][:labelled]), np.sort(order[len(order) // 2 :])
         judge = attribute_classifier(train_images, labels, other, judge_steps)

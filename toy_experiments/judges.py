@@ -60,18 +60,15 @@ def factor_regressor(resolution: int, steps: int = 1000, seed: int = 0) -> tuple
     return judge, scores
 
 
-def celeba_labels(config: dlsgan.Config, count: int) -> np.ndarray:
+def celeba_labels(config: dlsgan.Config) -> np.ndarray:
     """Whether each image has CELEBA_ATTRIBUTES, bool [N, 5], in the order of dlsgan.load_celeba: training images first."""
-    root = Path(config.data_dir)
-    with dlsgan.explain(f"{root / 'list_attr_celeba.txt'} does not name the attributes"):
-        columns = next(line.split() for line in open(root / "list_attr_celeba.txt") if "Smiling" in line)
-        chosen = [columns.index(name) for name in CELEBA_ATTRIBUTES]
-    table = dlsgan.read_table(root / "list_attr_celeba.txt", {-1, 1})
-    partition = dlsgan.read_table(root / "list_eval_partition.txt", {0, 1, 2})
-    names = sorted({path.name for path in dlsgan.list_images(root / "img_align_celeba")} & partition.keys())
-    names.sort(key=lambda name: partition[name] == [2])  # stable: those for testing come last
-    if len(names) != count:
-        raise dlsgan.UserError(f"{len(names) - count} unreadable images in {root}: labels cannot be matched to images")
+    train, test, table = dlsgan.find_celeba(config)
+    if not table:
+        raise dlsgan.UserError(f"no attributes in {config.data_dir}: list_attr_celeba.txt, or Kaggle's .csv, is needed")
+    with dlsgan.explain(f"list_attr_celeba in {config.data_dir} does not name the attributes"):
+        chosen = [table["image_id"].index(name) for name in CELEBA_ATTRIBUTES]
+    _, readable = dlsgan.cache_images(train + test, config)
+    names = [Path(path).stem for path, good in zip(train + test, readable, strict=True) if good]
     return np.array([table[name] for name in names])[:, chosen] > 0
 
 
