@@ -523,8 +523,8 @@ def load_cartoon(config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 
 # Finding files. A path may lead into an archive, such as data/archive.zip/img_align_celeba/000001.jpg.
-IMAGE = r"\.(jpe?g|jfif|png|bmp|webp|gif|tiff?|ppm|pgm|avif)$"
-ARCHIVE = r"\.(zip|tar|tgz|tar\.gz)"
+IMAGE = r"\.(?i:jpe?g|jfif|png|bmp|webp|gif|tiff?|ppm|pgm|avif)$"
+ARCHIVE = r"\.(?i:zip|tar|tgz|tar\.gz)"
 IGNORED = re.compile(r"(^|/)(\.|__MACOSX)|\.(crdownload|part)$")  # hidden, a Mac's notes, half a download
 
 
@@ -578,11 +578,11 @@ def open_archive(path: str) -> dict[str, Callable[[], bytes]]:
 
 def read_bytes(path: str) -> bytes:
     """The content of a file, which may lie in an archive, with gzip undone."""
-    inside = re.fullmatch(rf"(.*{ARCHIVE})/(.*)", path, re.IGNORECASE | re.DOTALL)
+    inside = re.fullmatch(rf"(.*{ARCHIVE})/(.*)", path, re.DOTALL)
     if os.path.isfile(path):  # a pipe is none, and would be waited for
         data = Path(path).read_bytes()
-    elif inside and inside[3] in open_archive(inside[1]):
-        data = open_archive(inside[1])[inside[3]]()
+    elif inside and inside[2] in open_archive(inside[1]):
+        data = open_archive(inside[1])[inside[2]]()
     else:
         raise UserError("no such file")
     return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
@@ -591,7 +591,7 @@ def read_bytes(path: str) -> bytes:
 def find(files: list[str], pattern: str) -> list[str]:
     """The files whose paths match a regular expression, sorted; if there are none, those in archives."""
     matches = re.compile(pattern, re.IGNORECASE).search
-    is_archive = re.compile(f"{ARCHIVE}$", re.IGNORECASE).search
+    is_archive = re.compile(f"{ARCHIVE}$").search
     found = [file for file in files if matches(file) and not is_archive(file)]
     if not found:
         for archive in filter(is_archive, files):
@@ -719,7 +719,7 @@ def find_faces(files: list[str], root: str) -> dict[str, str]:
     paths = []
     for kind in ("img.?align.?celeba(?!.?png)", "align", ""):
         paths = paths or find(files, rf"{kind}.*/\d{{6}}{IMAGE}")
-    is_packed = re.compile(rf"(^|/)(?!list_)[^/]*({ARCHIVE}|\.7z|\.rar)(\.\d+)?$", re.IGNORECASE).search
+    is_packed = re.compile(rf"(^|/)(?!list_)[^/]*({ARCHIVE}|\.7z|\.rar)(\.\d+)?$").search
     packed = ", ".join(filter(is_packed, files))
     if not paths:
         advice = f", nor any that can be read in {packed}" if packed else f". {CELEBA_TREES}"
@@ -755,8 +755,8 @@ def find_celeba(config: Config) -> tuple[list[str], list[str], dict[str, list]]:
         faces = listed
     unknown = [name for name in faces if attributes and name not in attributes]
     if unknown:
-        missing = os.path.basename(faces[unknown[0]])
-        raise UserError(f"{attributes_from} does not match the images: no row for {missing}, {len(unknown)} in all")
+        rows = f"no row for {os.path.basename(faces[unknown[0]])}, {len(unknown)} in all"
+        raise UserError(f"{attributes_from} does not match the images: {rows}")
     test = [path for name, path in faces.items() if partition.get(name) == [2]]
     train = [path for name, path in faces.items() if partition.get(name) != [2]]
     if not test:
@@ -865,7 +865,7 @@ def last_change(path: str) -> str:
     with contextlib.suppress(OSError):
         status = os.stat(path)
         return f"{status.st_size} {status.st_mtime_ns}"
-    archive = re.match(f".*?{ARCHIVE}(?=/)", path, re.IGNORECASE)
+    archive = re.match(f".*?{ARCHIVE}(?=/)", path)
     return last_change(archive[0]) if archive else ""
 
 
@@ -880,7 +880,7 @@ def read_or_skip(path: str, config: Config) -> bytes:
 
 def write_cache(path: Path, files: list[str], config: Config) -> None:
     """A byte for each file, 1 if it is a readable image, then the pixels of those that are."""
-    for other in path.parent.glob("*.tmp"):  # of a decoding that was killed: a living one writes every few seconds
+    for other in path.parent.glob("*.tmp"):  # of a killed decoding: a living one writes every few seconds
         if time.time() - other.stat().st_mtime > 600:
             other.unlink(missing_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -919,18 +919,18 @@ def cache_images(files: list[str], config: Config) -> tuple[np.ndarray, np.ndarr
     for file in files:
         key.update(os.fsencode(f"{os.path.abspath(file)} {last_change(file)}\n"))
     name = f"{config.dataset}-{config.resolution}-{key.hexdigest()[:16]}.u8"
-    folders = cache_folders(config.data_dir)
-    usable = [folder for folder in folders if is_whole(folder / name, len(files), math.prod(shape))]
-    if not usable:
-        usable = [folder for folder in folders if is_writable(folder)]
-        tried = ", ".join(map(str, folders))
-        require(usable, f"none of {tried} can be written: name a folder for decoded images as XDG_CACHE_HOME")
-        print(f"decoded images are kept in {usable[0]}")
-        write_cache(usable[0] / name, files, config)
+    paths = [folder / name for folder in cache_folders(config.data_dir)]
+    path = next((path for path in paths if is_whole(path, len(files), math.prod(shape))), None)
+    if path is None:
+        path = next((path for path in paths if is_writable(path.parent)), None)
+        tried = ", ".join(str(path.parent) for path in paths)
+        require(path, f"none of {tried} can be written: name a folder for decoded images as XDG_CACHE_HOME")
+        print(f"decoded images are kept in {path.parent}")
+        write_cache(path, files, config)
     open_archive.cache_clear()  # frees memory
-    readable = np.fromfile(usable[0] / name, np.bool_, len(files))
+    readable = np.fromfile(path, np.bool_, len(files))
     shape = (int(readable.sum()), *shape)
-    return np.memmap(usable[0] / name, np.uint8, "r", offset=len(files), shape=shape), readable
+    return np.memmap(path, np.uint8, "r", offset=len(files), shape=shape), readable
 
 
 LOADERS = {"cartoon": load_cartoon, "mnist": load_mnist, "celeba": load_celeba, "folder": load_folder}

@@ -782,6 +782,7 @@ def test_decoded_images_go_where_they_can_be_kept(refused, monkeypatch, capsys):
     code = dlsgan.main(["--dataset=f", *flags(images=4, batch_size=2, out="r")])
     printed = capsys.readouterr()
     folder = [r"cache/dlsgan", r"f/\.dlsgan-cache", r"t/dlsgan-\d+", ""][refused]
+    assert Path("f/.dlsgan-cache").exists() == (refused > 0)  # nothing is left where it was not asked for
     assert code == 2 * (refused == 3)
     assert re.search(f"decoded images are kept in .*{folder}\n", printed.out) or refused == 3
     assert "can be written: name a folder for decoded images as XDG_CACHE_HOME\n" in printed.err or refused < 3
