@@ -97,24 +97,17 @@ def factor_regressor(
     return judge, scores
 
 
-def celeba_labels(config: dlsgan.Config, count: int) -> np.ndarray:
+def celeba_labels(config: dlsgan.Config) -> np.ndarray:
     """Whether each image has CELEBA_ATTRIBUTES, bool [N, 5], in the order of dlsgan.load_celeba: training
-    images first."""
-    root = Path(config.data_dir)
-    path = root / "list_attr_celeba.txt"
-    with dlsgan.explain(f"{path} does not name the attributes"):
-        rows = [line.split() for line in path.read_text().splitlines()]
-        columns = next((row for row in rows if "Smiling" in row), [])
-        missing = [name for name in CELEBA_ATTRIBUTES if name not in columns]
-        dlsgan.require(not missing, f"no column {', '.join(missing)}")
-    chosen = [columns.index(name) for name in CELEBA_ATTRIBUTES]
-    table = dlsgan.read_table(path, {-1, 1})
-    partition = dlsgan.read_table(root / "list_eval_partition.txt", {0, 1, 2})
-    present = {image.name for image in dlsgan.list_images(root / "img_align_celeba")}
-    names = sorted(present & partition.keys())
-    names.sort(key=lambda name: partition[name] == [2])  # stable: those for testing come last
-    unreadable = f"{len(names) - count} unreadable images in {root}: labels cannot be matched to images"
-    dlsgan.require(len(names) == count, unreadable)
+    images first. UserError if there is no table of attributes, or it lacks one of them."""
+    train, test, table = dlsgan.find_celeba(config)
+    needed = f"no attributes in {config.data_dir}: list_attr_celeba.txt, or Kaggle's .csv, is needed"
+    dlsgan.require(table, needed)
+    missing = [name for name in CELEBA_ATTRIBUTES if name not in table["image_id"]]
+    dlsgan.require(not missing, f"list_attr_celeba in {config.data_dir} has no column {', '.join(missing)}")
+    chosen = [table["image_id"].index(name) for name in CELEBA_ATTRIBUTES]
+    _, readable = dlsgan.cache_images(train + test, config)
+    names = [Path(path).stem for path, good in zip(train + test, readable, strict=True) if good]
     return np.array([table[name] for name in names])[:, chosen] > 0
 
 

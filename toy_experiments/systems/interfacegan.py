@@ -202,7 +202,7 @@ def cartoon_material(config: dlsgan.Config, labelled: int, faces: int, judge_ste
 def celeba_material(config: dlsgan.Config, labelled: int, faces: int, judge_steps: int) -> Material:
     """Half of the training images are for the normals, the other half for the judge."""
     train_images, test_images = dlsgan.load_celeba(config)
-    labels = celeba_labels(config, len(train_images) + len(test_images))
+    labels = celeba_labels(config)
     order = np.random.default_rng(0).permutation(len(train_images))
     half = len(order) // 2
     fit = np.sort(order[:half][:labelled])
