@@ -140,8 +140,8 @@ FILE_FAULTS = (UserError, OSError, EOFError, ValueError, zlib.error, zipfile.Bad
 
 @contextlib.contextmanager
 def explain(what: str, *faults: type[Exception]) -> Iterator[None]:
-    """Turns FILE_FAULTS and these faults inside into a UserError of one line that begins with `what`. Others are
-    bugs, and go through."""
+    """Turns FILE_FAULTS and the faults named into a UserError of one line that begins with `what`. All others
+    are bugs, and go through."""
     try:
         yield
     except (*FILE_FAULTS, *faults) as fault:
@@ -256,8 +256,8 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, mix: 
 
 
 class DLSGAN(nn.Module):
-    """A generator, its discriminator-encoder and their latent scale. Images are float32 [B, C, H, W] in [-1,
-    1]; latent vectors are [B, d] and not yet scaled: those of N(0, I) decode to samples."""
+    """A generator, its discriminator-encoder and their latent scale. Images are float32 [B, C, H, W], between
+    -1 and 1. Latent vectors are [B, d] and not yet scaled: those of N(0, I) decode to samples."""
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module, latent_scale: LatentScale):
         super().__init__()
@@ -291,8 +291,7 @@ def make_optimizers(model: DLSGAN, lr: float) -> tuple[torch.optim.Optimizer, to
 def decay_learning_rate(
     optimizers: Iterable[torch.optim.Optimizer], lr: float, final: float, progress: float
 ) -> float:
-    """Sets and returns lr * final^progress: from lr at progress 0 exponentially down to lr * final at
-    progress 1."""
+    """Sets and returns lr * final^progress: exponentially from lr at progress 0 to lr * final at 1."""
     lr = lr * final**progress
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -328,9 +327,7 @@ def train_step(
     penalty_weight: float = 0.0,  # of R1 (gamma / 2 times the interval) or of WGAN-GP; 0 leaves it out
     bf16: bool = False,  # bfloat16 autocast, for GPUs; penalty, losses and v stay in float32
 ) -> dict[str, Tensor]:
-    """Algorithm 1 and one step of both optimisers. Returns scalars that stay on the device (explained in
-    METRICS)."""
-    generator = model.generator
+    """Algorithm 1 and one step of both optimisers. Returns scalars, explained in METRICS, on the device."""
     discriminator = model.discriminator
     weights_d = list(discriminator.parameters())
     real_loss, fake_loss, generator_loss = LOSSES[loss]
@@ -338,30 +335,26 @@ def train_step(
 
     z = sample_latents(world_size * len(real), model.latent_scale, rng)[rank::world_size]  # line 1
     s = model.latent_scale.scale()  # line 2
-    fake = forward(generator, z * s, bf16)
-    image = (
-        fake.detach().requires_grad_()
-    )  # a leaf: D's gradients to the image and to its weights come apart here
+    fake = forward(model.generator, z * s, bf16)
+    image = fake.detach().requires_grad_()  # a leaf: D's gradients to it and to D's weights come apart here
     logits_fake, z_hat = forward(discriminator, image, bf16)  # line 3
     l_enc = encoder_loss(z, z_hat, s)  # line 4
     loss_g = generator_loss(logits_fake).mean() + encoder_weight * l_enc  # line 7
     loss_d_fake = fake_loss(logits_fake).mean() + encoder_weight * l_enc  # line 6, generated images
-    (gradient,) = torch.autograd.grad(
-        loss_g, image, retain_graph=True
-    )  # back through D, leaving its weights alone
+    (gradient,) = torch.autograd.grad(loss_g, image, retain_graph=True)  # through D, not into its weights
     fake.backward(gradient)  # and on through G
     loss_d_fake.backward(inputs=weights_d)
 
-    r1 = penalty_weight > 0 and loss != "wgan-gp"
-    real = real.detach().requires_grad_(r1)
-    logits_real, _ = forward(discriminator, real, bf16 and not r1)  # line 5
+    needs_r1 = penalty_weight > 0 and loss != "wgan-gp"
+    real = real.detach().requires_grad_(needs_r1)
+    logits_real, _ = forward(discriminator, real, bf16 and not needs_r1)  # line 5
     loss_d_real = real_loss(logits_real).mean()  # line 6, real images
     penalty = torch.zeros_like(loss_d_real)
-    if r1:
+    if needs_r1:
         penalty = penalty_weight * r1_penalty(logits_real, real)
     elif penalty_weight > 0:
-        mix = torch.rand(world_size * len(real), generator=rng)[rank::world_size]
-        penalty = penalty_weight * gradient_penalty(discriminator, real, fake, to_device(mix, real.device))
+        mix = to_device(torch.rand(world_size * len(real), generator=rng)[rank::world_size], real.device)
+        penalty = penalty_weight * gradient_penalty(discriminator, real, fake, mix)
     (loss_d_real + penalty).backward(inputs=weights_d)
 
     all_reduce_mean(*(p.grad for p in model.parameters()))
@@ -369,15 +362,9 @@ def train_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     model.latent_scale.update(z_hat.detach())  # line 8
-    scalars = {
-        "loss_d": loss_d_fake + loss_d_real,
-        "loss_g": loss_g,
-        "l_enc_train": l_enc,
-        "penalty": penalty,
-        "logits_real": logits_real.mean(),
-        "logits_fake": logits_fake.mean(),
-        "z_hat_mean": all_reduce_mean(z_hat.detach().mean(0)).abs().mean(),
-    }
+    scalars = {"loss_d": loss_d_fake + loss_d_real, "loss_g": loss_g, "l_enc_train": l_enc}
+    scalars |= {"penalty": penalty, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
+    scalars["z_hat_mean"] = all_reduce_mean(z_hat.detach().mean(0)).abs().mean()
     return {name: all_reduce_mean(value.detach()) for name, value in scalars.items()}
 
 
@@ -563,9 +550,7 @@ class DiscriminatorBlock(nn.Module):
         super().__init__()
         self.conv1 = EqualConv2d(c_in, c_in, 3, padding=1, gain=SQRT2)
         self.low_pass = LowPass(padding=2)
-        self.conv2 = EqualConv2d(
-            c_in, c_out, 3, stride=2
-        )  # gain sqrt(2) / sqrt(2), for the sum of two branches
+        self.conv2 = EqualConv2d(c_in, c_out, 3, stride=2)  # gain sqrt(2) / sqrt(2): two branches are added
         self.skip_down = LowPass(padding=1, stride=2)
         self.skip = EqualConv2d(c_in, c_out, 1, gain=1 / SQRT2)
 
@@ -825,7 +810,7 @@ def load_mnist(config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 
 CELEBA_TREES = """Any of these will do, with whole folders packed (.zip) or not:
-  img_align_celeba/, list_eval_partition.txt, list_attr_*.txt: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html
+  img_align_celeba/, list_*.txt: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html
   Img/img_align_celeba/, Eval/list_eval_partition.txt, Anno/list_attr_celeba.txt: that page's Google Drive
   img_align_celeba/img_align_celeba/, list_*.csv: https://www.kaggle.com/datasets/jessicali9530/celeba-dataset
   celeba/img_align_celeba/, celeba/list_*.txt: torchvision.datasets.CelebA(FOLDER, download=True)
@@ -970,8 +955,8 @@ FRAMINGS = {  # functions of an image, a size and a filter
 
 
 def read_image(path: str | Path, config: Config) -> np.ndarray:
-    """A picture as uint8 [C, H, W], upright, on white. Unless config.framing says something else, CelebA's whole
-    frame is squashed to a square, as in the paper, and other pictures are cropped."""
+    """A picture as uint8 [C, H, W], upright, on white. With framing "auto", CelebA's whole frame is squashed to
+    a square, as in the paper, and other pictures are cropped."""
     with Image.open(io.BytesIO(read_bytes(str(path)))) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode[0] == "I":  # 16-bit grey, which Pillow would clip at 255
@@ -1069,8 +1054,8 @@ def is_whole(path: Path, files: int, pixels: int) -> bool:
 
 
 def cache_images(files: list[str], config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """The images as a memory map [N, C, H, W] of a file that is written once per list of files and framing; and
-    whether each file could be read, bool [files]."""
+    """The images as a memory map [N, C, H, W] of a file that is written once per list of files and framing;
+    and whether each file could be read, bool [files]."""
     shape = (image_channels(config), config.resolution, config.resolution)
     key = hashlib.sha256(f"{shape} {config.framing}".encode())
     for file in files:
