@@ -57,6 +57,7 @@ import functools
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import math
 import operator
@@ -530,7 +531,7 @@ class Generator(nn.Module):
         self.to_rgb = ToRGB(c, image_channels, latent_dim)
         self.blocks = nn.ModuleList(
             SynthesisBlock(c_in, c_out, image_channels, latent_dim)
-            for c_in, c_out in zip(channels, channels[1:])
+            for c_in, c_out in itertools.pairwise(channels)
         )
 
     def forward(self, z_scaled: Tensor) -> Tensor:
@@ -579,7 +580,7 @@ class Discriminator(nn.Module):
         c = channels[-1]
         self.from_rgb = EqualConv2d(image_channels, channels[0], 1, gain=SQRT2)
         self.blocks = nn.ModuleList(
-            DiscriminatorBlock(c_in, c_out) for c_in, c_out in zip(channels, channels[1:])
+            DiscriminatorBlock(c_in, c_out) for c_in, c_out in itertools.pairwise(channels)
         )
         self.conv = EqualConv2d(c, c, 3, padding=1, gain=SQRT2)
         self.linear = EqualLinear(c * 16, c, gain=SQRT2)
@@ -955,8 +956,8 @@ FRAMINGS = {  # functions of an image, a size and a filter
 
 
 def read_image(path: str | Path, config: Config) -> np.ndarray:
-    """A picture as uint8 [C, H, W], upright, on white. With framing "auto", CelebA's whole frame is squashed to
-    a square, as in the paper, and other pictures are cropped."""
+    """A picture as uint8 [C, H, W], upright, on white. With framing "auto", CelebA's whole frame is squashed
+    to a square, as in the paper, and other pictures are cropped."""
     with Image.open(io.BytesIO(read_bytes(str(path)))) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode[0] == "I":  # 16-bit grey, which Pillow would clip at 255
@@ -1285,7 +1286,7 @@ class Config:
     latent_dim: int = option(64, "dimensions d of the latent vector", most=2**14)
     mapping_layers: int = option(2, "layers of the mapping network", most=64)
     batch_size: int = option(8, "real images a step, of all processes together")
-    images: int = option(50_000, "budget: real images seen in training")
+    images: int = option(54_000, "budget: real images seen in training")
     lr: float = option(3e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
     lr_final: float = option(0.1, "factor to which the learning rate falls by the end of the budget")
     loss: str = option("nsgan", "adversarial loss", choices=LOSSES)
@@ -1327,7 +1328,7 @@ def check_setting(field: dataclasses.Field, value: object) -> None:
 # fmt: off  (a table)
 PRESETS = {
     "cartoon": {},
-    "mnist": {"dataset": "mnist", "images": 84_000},
+    "mnist": {"dataset": "mnist", "images": 120_000},
     "celeba64": {
         "dataset": "celeba",
         "resolution": 64,
