@@ -20,7 +20,8 @@ from toy_experiments.shared import training
 ROOT = Path(__file__).parent
 TINY = {
     "resolution": 16,
-    "channel_base": 164, "channel_max": 10,
+    "channel_base": 164,
+    "channel_max": 10,
     "latent_dim": 4,
     "batch_size": 4,
     "images": 40,

@@ -56,7 +56,14 @@ from toy_experiments.shared.training import in_batches
 CHECKPOINTS = Path("runs/cartoon_factors")  # of the reader's folder; not kept in the repository
 RUNS = ("2-0", "4-0", "4-1", "4-2", "6-0", "8-0", "4-0-10")  # K-seed, and lambda in the last
 IMAGES = 40_000  # a run
-SETTINGS = {"resolution": 16, "channel_base": 512, "channel_max": 32, "latent_dim": 16, "encoder_weight": 2.0, "r1_gamma": 1.0}
+SETTINGS = {
+    "resolution": 16,
+    "channel_base": 512,
+    "channel_max": 32,
+    "latent_dim": 16,
+    "encoder_weight": 2.0,
+    "r1_gamma": 1.0,
+}
 
 
 def draw_faces(n: int, k: int, rng: torch.Generator, resolution: int) -> tuple[Tensor, Tensor]:

@@ -49,12 +49,16 @@ def changed_step(*changes: tuple[str, str]) -> Callable:
 
 
 GRADIENT_THROUGH_S = (
-    ("l_enc = encoder_loss(z, z_hat, s)",
-     "v = z_hat.square().mean(0); l_enc = encoder_loss(z, z_hat, (len(v) * v / v.sum()).sqrt())"),
+    (
+        "l_enc = encoder_loss(z, z_hat, s)",
+        "v = z_hat.square().mean(0); l_enc = encoder_loss(z, z_hat, (len(v) * v / v.sum()).sqrt())",
+    ),
 )
 LOSS_ON_RECONSTRUCTIONS = (
-    ("fake.backward(gradient)",
-     "(30 * F.mse_loss(generator(z_hat.detach() * s), fake)).backward(retain_graph=True); fake.backward(gradient)"),
+    (
+        "fake.backward(gradient)",
+        "(30 * F.mse_loss(generator(z_hat.detach() * s), fake)).backward(retain_graph=True); fake.backward(gradient)",
+    ),
 )
 
 
@@ -101,7 +105,9 @@ def train(
     model = dlsgan.DLSGAN(generator, discriminator(), dlsgan.LatentScale(D, window=100))
     optimizers, rng = dlsgan.make_optimizers(model, 2e-3), torch.Generator().manual_seed(0)
     for i in range(steps):
-        step(model, optimizers, draw_data(DATA, 256, rng), rng, "nsgan", encoder_weight, 0.0 if i % 4 else 2.0)
+        step(
+            model, optimizers, draw_data(DATA, 256, rng), rng, "nsgan", encoder_weight, 0.0 if i % 4 else 2.0
+        )
     return model
 
 
@@ -109,7 +115,10 @@ def train(
 def measure(model: dlsgan.DLSGAN, forget_s: bool = False, n: int = 4000) -> tuple[dict, dict]:
     """The measures of a model, and pairs of points [n, 2] for the figure. forget_s: decode by G(z) instead of G(z * s)."""
     decode = model.generator if forget_s else model.decode
-    z, s = dlsgan.sample_latents(n, model.latent_scale, torch.Generator().manual_seed(1)), model.latent_scale.scale()
+    z, s = (
+        dlsgan.sample_latents(n, model.latent_scale, torch.Generator().manual_seed(1)),
+        model.latent_scale.scale(),
+    )
     data, x, again = draw_data(DATA, n, torch.Generator().manual_seed(2)), decode(z), decode(z)
     z_hat, restored = model.encode(x), decode(model.encode(data))
     alone = model.encode(data.repeat(4, 1))[:n]  # in the company of itself: what a single image gets
@@ -129,7 +138,11 @@ def measure(model: dlsgan.DLSGAN, forget_s: bool = False, n: int = 4000) -> tupl
         "two decodings of one z differ by": rms(x, again),
         "code of x, alone or in a batch, differs by": rms(model.encode(data), alone),
     }
-    pairs = {"reconstruction": (data, restored), "decoding": (x, again), "encoding": (decode(alone), restored)}
+    pairs = {
+        "reconstruction": (data, restored),
+        "decoding": (x, again),
+        "encoding": (decode(alone), restored),
+    }
     return result, pairs | {"sample": (x, x), "data": data}
 
 
@@ -144,9 +157,27 @@ def mistakes(steps: int) -> dict:
         "intact": (intact, False, error, "reconstruction", "each point comes back"),
         "decoding without s": (intact, True, "distance of samples", "sample", "samples only in the middle"),
         "normalised z": (train(steps, first=Normalise), False, error, "reconstruction", "its length is lost"),
-        "noise in the generator": (train(steps, between=Noise), False, noise, "decoding", "one z, two points"),
-        "minibatch-stddev": (train(steps, discriminator=MinibatchStd), False, other, "encoding", "one x, two codes"),
-        "gradient through s": (gradient, False, "live dimensions", "reconstruction", "one dimension is missing"),
+        "noise in the generator": (
+            train(steps, between=Noise),
+            False,
+            noise,
+            "decoding",
+            "one z, two points",
+        ),
+        "minibatch-stddev": (
+            train(steps, discriminator=MinibatchStd),
+            False,
+            other,
+            "encoding",
+            "one x, two codes",
+        ),
+        "gradient through s": (
+            gradient,
+            False,
+            "live dimensions",
+            "reconstruction",
+            "one dimension is missing",
+        ),
         "loss on reconstructions": (collapsed, False, "spread", "sample", "collapse that looks like success"),
     }
 
@@ -154,7 +185,9 @@ def mistakes(steps: int) -> dict:
 def line(name: str, run: dict, intact: dict) -> str:
     """One line of the printout."""
     key = run["revealed by"]
-    values = [f"{name} {run['measures'][name]:.3g} ({intact['measures'][name]:.3g})" for name in (key, "L_enc")]
+    values = [
+        f"{name} {run['measures'][name]:.3g} ({intact['measures'][name]:.3g})" for name in (key, "L_enc")
+    ]
     return f"{name}: {run['symptom']}; {', '.join(values)}"
 
 
@@ -167,7 +200,11 @@ def main(steps: int = 1000) -> dict:
         pictures[name] = (pairs["data"], *pairs[shown], shown, results[name], results["intact"]["measures"])
         print(line(name, results[name], results["intact"]), flush=True)
     minutes = round((time.process_time() - start) / 60, 1)
-    about = {"command": "python -m toy_experiments.failure_gallery", "machine": processor(), "processor_minutes": minutes}
+    about = {
+        "command": "python -m toy_experiments.failure_gallery",
+        "machine": processor(),
+        "processor_minutes": minutes,
+    }
     results = {**about, "seed": 0, "steps": steps, "runs": results}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "failure_gallery.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -194,9 +231,15 @@ def draw(pictures: dict, path: Path) -> None:
         text = f"{measure}:\n{value[measure]:.3g} (intact {intact[measure]:.3g})\nL_enc {value['L_enc']:.3f}"
         axis.set_xlabel(text, fontsize=9)
     axes[7].axis("off")
-    legend = ("grey: data", "red: samples, or where a point", "    comes back", "blue: from a point to its reconstruction;",
-              "    between two decodings of one z;", "    between a point's reconstructions,",
-              "    encoded alone and in a batch")
+    legend = (
+        "grey: data",
+        "red: samples, or where a point",
+        "    comes back",
+        "blue: from a point to its reconstruction;",
+        "    between two decodings of one z;",
+        "    between a point's reconstructions,",
+        "    encoded alone and in a batch",
+    )
     axes[7].text(0, 0.5, "\n".join(legend), va="center", fontsize=9)
     figure.savefig(path, dpi=110)
 

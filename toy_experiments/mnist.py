@@ -93,7 +93,11 @@ def encoder_afterwards(config: dlsgan.Config) -> list[dict]:
         steps * config.batch_size,
         lr_final=config.lr_final,
     )
-    state = {"format": dlsgan.CHECKPOINT_VERSION, "config": dataclasses.asdict(config), "ema": model.state_dict()}
+    state = {
+        "format": dlsgan.CHECKPOINT_VERSION,
+        "config": dataclasses.asdict(config),
+        "ema": model.state_dict(),
+    }
     dlsgan.save_checkpoint(Path(config.out) / "checkpoint.pt", state)
     return []
 
@@ -110,7 +114,9 @@ def train(config: dlsgan.Config, name: str, test: Tensor) -> list[dict]:
     with mock.patch.object(dlsgan, "train_step", step):
         for line in dlsgan.train(config, resume=(out / "checkpoint.pt").exists()):
             if "l_enc" in line:  # the checkpoint of an evaluation is on disk before its line comes
-                distances[str(line["images"])] = distance(dlsgan.load_model(out), test[: dlsgan.NUM_EVAL_IMAGES])
+                distances[str(line["images"])] = distance(
+                    dlsgan.load_model(out), test[: dlsgan.NUM_EVAL_IMAGES]
+                )
                 kept.write_text(json.dumps(distances))
     lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
     return [line | {"swd": distances.get(str(line["images"]))} for line in lines if "l_enc" in line]

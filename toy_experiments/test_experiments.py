@@ -222,7 +222,9 @@ def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):
     assert len(rows) == 2 + len(names) and all(row.count("|") == rows[0].count("|") for row in rows)
     measures = {name: found[name]["measures"] for name in names}
     assert measures["lambda-3"] == measures["scale-0"]  # the same settings at the same budget
-    first = {name: next(dlsgan.load_model(f"runs/mnist_study/{name}").generator.parameters()) for name in names}
+    first = {
+        name: next(dlsgan.load_model(f"runs/mnist_study/{name}").generator.parameters()) for name in names
+    }
     assert all(not torch.equal(first["lambda-3"], first[name]) for name in ("d-only", "plain-0", "gan"))
     # the kept measures are those of the kept networks
     model = dlsgan.load_model("runs/mnist_study/scale-0")
@@ -232,7 +234,9 @@ def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):
     frozen, late = (dlsgan.load_model(f"runs/mnist_study/{name}") for name in ("gan", "afterwards"))
     assert torch.equal(frozen.sample(4), late.sample(4))
     assert not torch.equal(frozen.encode(test[:4]), late.encode(test[:4]))
-    assert not dlsgan.load_model("runs/mnist_study/plain-0").latent_scale.enabled and model.latent_scale.enabled
+    assert (
+        not dlsgan.load_model("runs/mnist_study/plain-0").latent_scale.enabled and model.latent_scale.enabled
+    )
     # a run that is there already goes on: nothing is left to train, and the result is the same
     again = mnist.main("run", ("scale-0",), images=40)
     assert again["scale-0"] == found["scale-0"] and again.keys() == found.keys()

@@ -64,7 +64,9 @@ class Discriminator(nn.Module):
 
     def __init__(self, width: int = 96):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(2, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2))
+        self.body = nn.Sequential(
+            nn.Linear(2, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2)
+        )
         self.head = nn.Linear(width, 1 + D)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +78,9 @@ def train(name: str, seed: int, scale: bool, steps: int = 1000) -> dlsgan.DLSGAN
     """Small networks through the same training step as the faces: `dlsgan.train_step`."""
     torch.manual_seed(seed)
     layers = [nn.Linear(D, 96), nn.LeakyReLU(0.2), nn.Linear(96, 96), nn.LeakyReLU(0.2), nn.Linear(96, 2)]
-    model = dlsgan.DLSGAN(nn.Sequential(*layers), Discriminator(), dlsgan.LatentScale(D, window=100, enabled=scale))
+    model = dlsgan.DLSGAN(
+        nn.Sequential(*layers), Discriminator(), dlsgan.LatentScale(D, window=100, enabled=scale)
+    )
     optimizers, rng = dlsgan.make_optimizers(model, 2e-3), torch.Generator().manual_seed(seed)
     for step in range(steps):
         real = draw_data(name, 256, rng)
@@ -108,9 +112,16 @@ def measure(model: dlsgan.DLSGAN, encoder: nn.Module, name: str, n: int = 20_000
     z_hat = encoder(model.decode(z))[1]
     v = z_hat.square().mean(0)
     l_enc = dlsgan.encoder_loss(z, z_hat, model.latent_scale.scale()).item()
-    distance = sliced_wasserstein(model.decode(z), draw_data(name, n, torch.Generator().manual_seed(2)), projections=32)
+    distance = sliced_wasserstein(
+        model.decode(z), draw_data(name, n, torch.Generator().manual_seed(2)), projections=32
+    )
     spectrum = sorted((round(x, 3) for x in v.tolist()), reverse=True)
-    return {"l_enc": l_enc, "live": int((v > 0.5).sum()), "v": spectrum, "distance_of_samples": round(distance, 4)}
+    return {
+        "l_enc": l_enc,
+        "live": int((v > 0.5).sum()),
+        "v": spectrum,
+        "distance_of_samples": round(distance, 4),
+    }
 
 
 def run(name: str, seed: int, steps: int = 1000) -> tuple[dict, dict]:
@@ -122,8 +133,11 @@ def run(name: str, seed: int, steps: int = 1000) -> tuple[dict, dict]:
     result = {key: measure(models[key], encoders[key], name) for key in models}
     found, lost, late = result.values()
     distances = f"{found['distance_of_samples']:.2f} with, {lost['distance_of_samples']:.2f} without scale"
-    print(f"{name}, seed {seed}: {found['live']} live, L_enc {found['l_enc']:.2f}; without scale {lost['l_enc']:.2f}; "
-          f"encoder trained afterwards {late['l_enc']:.2f}; distance of samples from the data {distances}", flush=True)
+    print(
+        f"{name}, seed {seed}: {found['live']} live, L_enc {found['l_enc']:.2f}; without scale {lost['l_enc']:.2f}; "
+        f"encoder trained afterwards {late['l_enc']:.2f}; distance of samples from the data {distances}",
+        flush=True,
+    )
     return result, models
 
 
@@ -164,24 +178,36 @@ def draw(pictures: dict, path: Path) -> None:
         row[0].scatter(*points.T, s=2, color="0.3", linewidths=0)
         row[0].set_ylabel(name)
         for axis, key in zip(row[1:3], ("with scale", "without scale"), strict=True):
-            order = models[key].discriminator(models[key].sample(2000))[1].square().mean(0).argsort(descending=True)
+            order = (
+                models[key]
+                .discriminator(models[key].sample(2000))[1]
+                .square()
+                .mean(0)
+                .argsort(descending=True)
+            )
             axis.scatter(*models[key].sample(2000).numpy().T, s=2, color="#edae49", linewidths=0)
             for i, line in enumerate(latent_lines(models[key], int(order[0]), int(order[1]))):
                 axis.plot(*line.T, linewidth=0.8, color="#d1495b" if i < 9 else "#30638e")
         for axis in row[:3]:
             axis.set(xticks=[], yticks=[], xlim=row[0].get_xlim(), ylim=row[0].get_ylim())
         for key, marker in zip(result, "os^", strict=True):
-            row[3].plot(range(1, D + 1), result[key]["v"], marker, label=f"{key}: L_enc {result[key]['l_enc']:.2f}")
+            row[3].plot(
+                range(1, D + 1), result[key]["v"], marker, label=f"{key}: L_enc {result[key]['l_enc']:.2f}"
+            )
         row[3].axhline(0.5, color="0.6", linestyle="--", linewidth=0.8)
         row[3].set(ylim=(-0.05, 1.45), yticks=(0, 0.5, 1), ylabel="v")
         row[3].legend(frameon=False, fontsize=8, loc="upper right")
-    for axis, title in zip(rows[0], ("data", "samples, latent grid, with scale", "without scale", "v, sorted"), strict=True):
+    for axis, title in zip(
+        rows[0], ("data", "samples, latent grid, with scale", "without scale", "v, sorted"), strict=True
+    ):
         axis.set_title(title, fontsize=10)
     rows[-1][3].set_xlabel("latent dimension; guide for L_enc: 1 - 2/8 = 0.75", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs a data set (default: 3)")
     main(**vars(parser.parse_args()))

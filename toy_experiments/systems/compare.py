@@ -81,7 +81,9 @@ class Optimised(dlsgan.DLSGAN):
         self.synthesis = lia.without_map(gan.generator)
         self.steps = steps
         with torch.no_grad():
-            w = gan.generator.mapping(dlsgan.sample_latents(4096, gan.latent_scale, torch.Generator().manual_seed(0)))
+            w = gan.generator.mapping(
+                dlsgan.sample_latents(4096, gan.latent_scale, torch.Generator().manual_seed(0))
+            )
         self.mean = w.mean(0)
         self.lr = 0.05 * w.std(0).mean().item()
 

@@ -121,7 +121,9 @@ class EigenGenerator(nn.Module):
         for r in sizes:
             block = Block(dlsgan.channels_at(r, *widths), dlsgan.channels_at(2 * r, *widths), r, subspaces)
             self.blocks.append(block)
-        self.to_rgb = dlsgan.EqualConv2d(dlsgan.channels_at(resolution, *widths), image_channels, 7, padding=3)
+        self.to_rgb = dlsgan.EqualConv2d(
+            dlsgan.channels_at(resolution, *widths), image_channels, 7, padding=3
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         layers = (self.latent_dim - self.noise_dim) // Q  # with a subspace: all or none
@@ -188,9 +190,7 @@ def train(
         train_images, _ = dlsgan.LOADERS[c.dataset](c)
     channels = train_images.shape[1]
     torch.manual_seed(c.seed)
-    generator = EigenGenerator(
-        c.resolution, channels, c.latent_dim, c.channel_base, c.channel_max, subspaces
-    )
+    generator = EigenGenerator(c.resolution, channels, c.latent_dim, c.channel_base, c.channel_max, subspaces)
     discriminator = dlsgan.Discriminator(c.resolution, channels, 1, c.channel_base, c.channel_max)
     discriminator.latent_head.requires_grad_(False)  # unused
     model = dlsgan.DLSGAN(generator, discriminator, dlsgan.LatentScale(c.latent_dim, enabled=False))

@@ -277,7 +277,9 @@ def test_the_pages_tell_of_the_comparison_what_was_measured():
     ):
         assert sentence in toys, sentence
 
-    above = {method: digits[method]["psnr_gain_test"] - digits["dlsgan"]["psnr_gain_test"] for method in digits}
+    above = {
+        method: digits[method]["psnr_gain_test"] - digits["dlsgan"]["psnr_gain_test"] for method in digits
+    }
     on_test = photos["lia"]["psnr_gain_test"] - photos["dlsgan"]["psnr_gain_test"]
     in_favour = photos["dlsgan"]["psnr_gain_generated"] - photos["lia"]["psnr_gain_generated"]
     for sentence in (

@@ -54,7 +54,14 @@ from toy_experiments.shared.cli import RESULTS
 from toy_experiments.tools import plain_forms
 from toy_experiments.tools.flops import gemm_peak, kernels, memory, step_flops
 
-BENCH = {"resolution": 128, "channel_base": 4096, "channel_max": 256, "latent_dim": 256, "mapping_layers": 8, "batch_size": 8}
+BENCH = {
+    "resolution": 128,
+    "channel_base": 4096,
+    "channel_max": 256,
+    "latent_dim": 256,
+    "mapping_layers": 8,
+    "batch_size": 8,
+}
 KEPT = RESULTS / "speed.json"
 
 

@@ -101,7 +101,14 @@ def test_every_section_of_the_speeds_and_their_table(monkeypatch):
     monkeypatch.setattr(benchmark, "gemm_peak", lambda: 1e9)
     monkeypatch.setattr(benchmark, "alone", lambda settings, threads: benchmark.measure(settings, threads, 1))
     monkeypatch.setattr(benchmark, "startup", lambda settings, every=1: {"seconds": 1.5, "GiB": 0.25 * every})
-    bench = {"resolution": 16, "channel_base": 164, "channel_max": 10, "latent_dim": 4, "mapping_layers": 1, "batch_size": 2}
+    bench = {
+        "resolution": 16,
+        "channel_base": 164,
+        "channel_max": 10,
+        "latent_dim": 4,
+        "mapping_layers": 1,
+        "batch_size": 2,
+    }
     Path("results").mkdir()
     path = Path("results/speed.json")
     path.write_text(json.dumps({"machine": "another", "floor, 9 threads": {}}))  # is not mixed with this one
@@ -434,7 +441,9 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     generated = f"{a['psnr_gain_generated']:+.1f} against {b['psnr_gain_generated']:+.1f}"
     logits = [" and ".join(f"{x[f'logits_{name}']:+.2f}" for name in ("train", "test")) for x in (a, b)]
     found = f"L_enc {large['l_enc']:.2f}, {large['active']} active dimensions"
-    gains = f"{large['psnr_gain_generated']:+.1f} dB on generated images and {large['psnr_gain_test']:+.1f} dB"
+    gains = (
+        f"{large['psnr_gain_generated']:+.1f} dB on generated images and {large['psnr_gain_test']:+.1f} dB"
+    )
     for sentence in (
         f"less far apart: {a['l_enc']:.2f} and {b['l_enc']:.2f}, where",
         f"the error of z is larger with the scale ({a['mse_z']:.2f} against {b['mse_z']:.2f})",
