@@ -166,7 +166,11 @@ def test_celeba_labels_follow_the_images():
     config = tiny(dataset="celeba", data_dir="c")
     Path("c/img_align_celeba/000009.jpg").write_text("no image")
     labels = classifiers.celeba_labels(config)
-    numbers = [*range(6, 9), *range(10, 31), *range(1, 6)]  # the first five are the test set, which comes last
+    numbers = [
+        *range(6, 9),
+        *range(10, 31),
+        *range(1, 6),
+    ]  # the first five are the test set, which comes last
     bits = [columns.index(name) for name in classifiers.CELEBA_ATTRIBUTES]
     expected = [[number >> bit & 1 for bit in bits] for number in numbers]
     np.testing.assert_array_equal(labels, np.array(expected) > 0)

@@ -175,6 +175,15 @@ def train_step(
     return loss_d.detach(), -logits_fake.detach().mean()
 
 
+def build(config: dlsgan.Config, image_channels: int, subspaces: bool) -> dlsgan.DLSGAN:
+    """The generator and a discriminator, with fresh weights; s = 1."""
+    c = config
+    generator = EigenGenerator(c.resolution, image_channels, c.latent_dim, c.width, subspaces)
+    discriminator = dlsgan.Discriminator(c.resolution, image_channels, 1, c.width)
+    discriminator.latent_head.requires_grad_(False)  # unused
+    return dlsgan.DLSGAN(generator, discriminator, dlsgan.LatentScale(c.latent_dim, enabled=False))
+
+
 def train(
     config: dlsgan.Config,
     train_images: np.ndarray | None = None,  # uint8 [N, C, H, W]; those of config.dataset if None
@@ -188,13 +197,9 @@ def train(
     device = dlsgan.pick_device(c.device)
     if train_images is None:
         train_images, _ = dlsgan.LOADERS[c.dataset](c)
-    channels = train_images.shape[1]
     torch.manual_seed(c.seed)
-    generator = EigenGenerator(c.resolution, channels, c.latent_dim, c.channel_base, c.channel_max, subspaces)
-    discriminator = dlsgan.Discriminator(c.resolution, channels, 1, c.channel_base, c.channel_max)
-    discriminator.latent_head.requires_grad_(False)  # unused
-    model = dlsgan.DLSGAN(generator, discriminator, dlsgan.LatentScale(c.latent_dim, enabled=False))
-    model.to(device, memory_format=torch.channels_last)
+    model = build(c, train_images.shape[1], subspaces).to(device, memory_format=torch.channels_last)
+    generator = model.generator
     result = copy.deepcopy(generator).requires_grad_(False)
 
     optimizers = dlsgan.make_optimizers(model, c.lr)
@@ -213,7 +218,7 @@ def train(
         real = dlsgan.to_float(next(stream), device)
         z = torch.randn(c.batch_size, c.latent_dim, generator=rng).to(device)
         penalty = 0.0 if step % 16 else c.r1_gamma / 2 * 16
-        losses = train_step(generator, discriminator, optimizers, real, z, penalty)
+        losses = train_step(generator, model.discriminator, optimizers, real, z, penalty)
         dlsgan.average_weights(result, generator, step)
         if step % log_every == 0 or step == steps - 1:
             loss_d, loss_g = (loss.item() for loss in losses)

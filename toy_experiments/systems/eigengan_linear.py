@@ -178,6 +178,30 @@ def train_gan(
     return path
 
 
+def train_gans(
+    root: Tensor,
+    covariance: Tensor,
+    q: int,
+    sigmas: tuple[float, ...],
+    seeds: int,
+    steps: int,
+) -> dict[str, list]:
+    """{loss and noise: what `train_gan` returns for each seed}, and a line of the printout for each."""
+    gans = {}
+    for loss in ("wgan-gp", "original"):
+        for sigma in sigmas:
+            runs = [train_gan(loss, root, covariance, q, sigma, seed, steps) for seed in range(seeds)]
+            gans[f"{loss}, sigma {sigma}"] = runs
+            last = [f"{run[-1]['subspace']:.1f} and {run[-1]['axes']:.1f}" for run in runs]
+            lengths = ", ".join(f"{length:.2f}" for length in runs[0][-1]["L"])
+            print(
+                f"{loss}, sigma {sigma}: angle of the span and largest of the axes to PCA, degrees: "
+                f"{'; '.join(last)}; L of seed 0: {lengths}",
+                flush=True,
+            )
+    return gans
+
+
 def main(steps: int = 4000, seeds: int = 2, figure: bool = True) -> dict:
     torch.set_num_threads(1)
     started = time.perf_counter()
@@ -198,18 +222,7 @@ def main(steps: int = 4000, seeds: int = 2, figure: bool = True) -> dict:
         f"by likelihood, {seeds} seeds: 1 - |<u_i, e_i>| at most {likelihood['one_minus_cosine']:.1e}, "
         f"|L_i^2 - (lambda_i - sigma^2)| at most {likelihood['length_error']:.1e}"
     )
-    gans = {}
-    for loss in ("wgan-gp", "original"):
-        for noise in (sigma, 0.0):
-            runs = [train_gan(loss, root, covariance, q, noise, seed, steps) for seed in range(seeds)]
-            gans[f"{loss}, sigma {noise}"] = runs
-            last = [f"{run[-1]['subspace']:.1f} and {run[-1]['axes']:.1f}" for run in runs]
-            lengths = ", ".join(f"{length:.2f}" for length in runs[0][-1]["L"])
-            print(
-                f"{loss}, sigma {noise}: angle of the span and largest of the axes to PCA, degrees: "
-                f"{'; '.join(last)}; L of seed 0: {lengths}",
-                flush=True,
-            )
+    gans = train_gans(root, covariance, q, (sigma, 0.0), seeds, steps)
     result = {
         "command": "python -m toy_experiments.systems.eigengan_linear",
         "machine": cli.processor(),
