@@ -178,8 +178,10 @@ def train_step(
 def build(config: dlsgan.Config, image_channels: int, subspaces: bool) -> dlsgan.DLSGAN:
     """The generator and a discriminator, with fresh weights; s = 1."""
     c = config
-    generator = EigenGenerator(c.resolution, image_channels, c.latent_dim, c.width, subspaces)
-    discriminator = dlsgan.Discriminator(c.resolution, image_channels, 1, c.width)
+    generator = EigenGenerator(
+        c.resolution, image_channels, c.latent_dim, c.channel_base, c.channel_max, subspaces
+    )
+    discriminator = dlsgan.Discriminator(c.resolution, image_channels, 1, c.channel_base, c.channel_max)
     discriminator.latent_head.requires_grad_(False)  # unused
     return dlsgan.DLSGAN(generator, discriminator, dlsgan.LatentScale(c.latent_dim, enabled=False))
 
