@@ -1765,8 +1765,10 @@ def training_loop(
     evaluate_every = max(50, min(2000, math.ceil(steps / 8)))
     signals = DeferredSignals()
     state.start_clock()
-    while state.step < steps and not in_any_process(signals.pending):
+    while state.step < steps:
         with signals:
+            if in_any_process(signals.pending):
+                break
             decay_learning_rate(state.optimizers, config.lr, config.lr_final, state.step / steps)
             real = to_float(next(stream), device)
             loss = (config.loss, config.encoder_weight, penalty_weight(config, state.step))
