@@ -1221,7 +1221,11 @@ def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: 
         show_rows(axis, with_reconstructions(model, images[:32]), text)
     spectrum.bar(range(1, 1 + len(last["v"])), sorted(last["v"], reverse=True), width=1, color="#30638e")
     spectrum.axhline(0.5, color="0.4", linestyle="--")
-    spectrum.set(xlabel="latent dimension, sorted", ylabel="v: variance the encoder recovers", ylim=(0, 1.1))
+    spectrum.set(
+        xlabel="latent dimension, sorted",
+        ylabel="v: variance the encoder recovers",
+        ylim=(0, max(1.1, max(last["v"]))),
+    )
     show_curves(
         curves[0], evaluations, {"l_enc": "L_enc", "spread": "spread, generated / real"}, "L_enc; spread"
     )
