@@ -225,7 +225,7 @@ def main(scaled: str, without: str, data_dir: str = "", figures: list[str] | Non
         except dlsgan.UserError as error:
             if figures:
                 raise
-            print(f"{name} is left out: {error}")
+            print(f"{name} is left out: {str(error).splitlines()[0]}")
             continue
         files.append(folder / f"{'figure-' * name[0].isdigit()}{name}.png")
         with dlsgan.explain(f"cannot write {files[-1]}"):
