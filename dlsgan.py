@@ -671,22 +671,17 @@ ARCHIVE = r"\.(?i:zip|tar|tgz|tar\.gz)"
 IGNORED = re.compile(r"(^|/)(\.|__MACOSX)|\.(crdownload|part)$")  # hidden, a Mac's notes, half a download
 
 
-def say_unreadable(error: OSError) -> None:
-    print(f"skipped {error.filename!r}: {error.strerror}")
-
-
 def list_files(root: str) -> list[str]:
-    """All files below a folder, unsorted. Links to folders are followed once. If there is no such folder, one
-    whose name differs only in case takes its place (torchvision's data/MNIST)."""
+    """All files below a folder, unsorted. Links to folders are followed once."""
     open_archive.cache_clear()
     root = Path(os.path.normpath(root))
-    if not root.exists():
+    if not root.exists():  # torchvision's data/MNIST serves as data/mnist
         root = next((path for path in root.parent.glob("*") if path.name.lower() == root.name.lower()), root)
     files = [root.as_posix()] if root.is_file() else []
     folders = [str(root)] if root.is_dir() else []
-    visited = set(map(str, Path(os.path.realpath(root)).parents))  # a link upwards would be a loop
+    visited = {str(parent) for parent in Path(os.path.realpath(root)).parents}  # links upwards are loops
     while folders:  # real folders first and then those behind links, so that a new link renames nothing
-        for folder, subfolders, names in os.walk(folders.pop(0), onerror=say_unreadable):
+        for folder, subfolders, names in os.walk(folders.pop(0), onerror=print):
             real = os.path.realpath(folder)
             if real in visited:
                 subfolders.clear()
@@ -701,8 +696,7 @@ def list_files(root: str) -> list[str]:
 
 @functools.lru_cache
 def open_archive(path: str) -> dict[str, Callable[[], bytes]]:
-    """What reads each file in a .zip or .tar: {name: function}. Nothing is unpacked; a .tar, or an archive in
-    an archive, is held in memory."""
+    """What reads each file in a .zip or .tar (which, or an archive in an archive, is held in memory)."""
     with explain(f"{path} is damaged or no archive (half a download, or a web page under its name)"):
         if path.lower().endswith(".zip"):
             file = open(path, "rb") if os.path.isfile(path) else io.BytesIO(read_bytes(path))
@@ -742,9 +736,18 @@ def find(files: list[str], pattern: str) -> list[str]:
     return sorted(found)
 
 
-def find_named(files: list[str], name: str) -> list[str]:
-    """Files of a name, whatever browsers and unpackers made of it: "name (1).txt", "name.txt.txt", ..."""
-    return find(files, re.sub("[-_]", ".?", name) + "[^/]*$")
+def find_images(files: list[str], kinds: list[str], what: str) -> list[str]:
+    """Images whose paths without ending match the first regular expression of `kinds` that fits any."""
+    images = []
+    for kind in kinds:
+        images = images or find(files, kind + IMAGE)
+    is_packed = re.compile(rf"(^|/)(?!list_)[^/]*({ARCHIVE}|\.7z|\.rar)(\.\d+)?$").search
+    packed = ", ".join(list(filter(is_packed, files))[:4])
+    if packed and not images:
+        raise UserError(f"no {what} that can be read in {packed}")
+    if packed and os.path.isfile(images[0]):
+        print(f"there are unpacked images, so none are read from {packed}")
+    return images
 
 
 def hold_out(files: list[str], names: list[str]) -> tuple[list[str], list[str]]:
@@ -797,7 +800,8 @@ def load_mnist(config: Config) -> tuple[np.ndarray, np.ndarray]:
     files = list_files(config.data_dir)
     arrays = []
     for name, use in zip(MNIST_SHA256, ("to train on", "held out"), strict=True):
-        paths = find_named(files, name) or [download_mnist(name, config.data_dir)]
+        pattern = name.replace("-", ".?") + "[^/]*$"  # Kaggle's train-images.idx3-ubyte, too
+        paths = find(files, pattern) or [download_mnist(name, config.data_dir)]
         digits = read_idx(paths[0])
         for path in paths[1:]:
             require(np.array_equal(read_idx(path), digits), f"{paths[0]} and {path} differ: remove one")
@@ -811,7 +815,7 @@ def load_mnist(config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 
 CELEBA_TREES = """Any of these will do, with whole folders packed (.zip) or not:
-  img_align_celeba/, list_*.txt: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html
+  img_align_celeba/, list_eval_partition.txt, list_*.txt: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html
   Img/img_align_celeba/, Eval/list_eval_partition.txt, Anno/list_attr_celeba.txt: that page's Google Drive
   img_align_celeba/img_align_celeba/, list_*.csv: https://www.kaggle.com/datasets/jessicali9530/celeba-dataset
   celeba/img_align_celeba/, celeba/list_*.txt: torchvision.datasets.CelebA(FOLDER, download=True)
@@ -820,9 +824,8 @@ CELEBA_TREES = """Any of these will do, with whole folders packed (.zip) or not:
 
 
 def read_table(path: str, values: set[int]) -> dict[str, list]:
-    """CelebA's tables, the authors' .txt or Kaggle's .csv: the number of rows and the names of columns, both
-    optional, then for each image its file name and numbers out of `values`. Returns {name without ending:
-    numbers}, and the names of the columns under "image_id"."""
+    """CelebA's .txt or Kaggle's .csv: number of rows, names of columns (both optional), then a file name and
+    numbers out of `values` for each image -> {name without ending: numbers; "image_id": names of columns}."""
     with explain(f"{path} is not a CelebA table"):
         text = read_bytes(path).decode("utf-8-sig")
         lines = text.translate(str.maketrans(',;"', "   ")).splitlines()
@@ -844,12 +847,12 @@ def read_table(path: str, values: set[int]) -> dict[str, list]:
 
 
 def find_table(name: str, values: set[int], files: list[str], root: str) -> tuple[str, dict[str, list]]:
-    """Path and content of the CelebA table of this name, among the files or, as root may hold images alone,
-    beside it; ("", {}) if there is none."""
-    paths = find_named(files, name)
+    """Path and content of a CelebA table, among the files or, as root may hold images alone, beside it."""
+    pattern = name + "[^/]*$"  # list_eval_partition (1).txt, list_eval_partition.txt.txt
+    paths = find(files, pattern)
     for folder in list(Path(root).absolute().parents)[:2]:
-        beside = [path for place in ("", "Eval/", "Anno/") for path in folder.glob(f"{place}list_*")]
-        paths = paths or find_named([path.as_posix() for path in beside], name)
+        beside = [path for place in ("", "Eval/", "Anno/") for path in folder.glob(f"{place}list*")]
+        paths = paths or find([path.as_posix() for path in beside], pattern)
     tables = [read_table(path, values) for path in paths]
     for path, table in zip(paths, tables, strict=True):
         require(table == tables[0], f"{paths[0]} and {path} differ: remove one")
@@ -859,16 +862,9 @@ def find_table(name: str, values: set[int], files: list[str], root: str) -> tupl
 def find_faces(files: list[str], root: str) -> dict[str, str]:
     """CelebA's images among the files, {name without ending: path}, sorted. Aligned images come before those
     "in the wild", unpacked ones before those in archives. Two more of one name are an error."""
-    paths = []
-    for kind in ("img.?align.?celeba(?!.?png)", "align", ""):
-        paths = paths or find(files, rf"{kind}.*/\d{{6}}{IMAGE}")
-    is_packed = re.compile(rf"(^|/)(?!list_)[^/]*({ARCHIVE}|\.7z|\.rar)(\.\d+)?$").search
-    packed = ", ".join(filter(is_packed, files))
-    if not paths:
-        advice = f", nor any that can be read in {packed}" if packed else f". {CELEBA_TREES}"
-        raise UserError(f"no CelebA images (000001.jpg, ...) in {root}{advice}")
-    if packed and os.path.isfile(paths[0]):
-        print(f"celeba: there are unpacked images, so none are read from {packed}")
+    kinds = [rf"{folder}.*/\d{{6}}" for folder in ("img.?align.?celeba(?!.?png)", "align", "")]
+    paths = find_images(files, kinds, "CelebA images (000001.jpg, ...)")
+    require(paths, f"no CelebA images (000001.jpg, ...) in {root}. {CELEBA_TREES}")
     faces = {}
     for path in paths:
         name = os.path.splitext(os.path.basename(path))[0]
@@ -879,12 +875,11 @@ def find_faces(files: list[str], root: str) -> dict[str, str]:
 
 
 def find_celeba(config: Config) -> tuple[list[str], list[str], dict[str, list]]:
-    """CelebA's images for training, those for testing (partition 2), and the table of attributes, {} if there
-    is none."""
+    """CelebA's images for training, those for testing, and the table of attributes, {} if there is none."""
     files = list_files(config.data_dir)
     faces = find_faces(files, config.data_dir)
-    partition_from, partition = find_table("list_eval_partition", {0, 1, 2}, files, config.data_dir)
-    attributes_from, attributes = find_table("list_attr_celeba", {-1, 1}, files, config.data_dir)
+    partition_from, partition = find_table("list.eval.partition", {0, 1, 2}, files, config.data_dir)
+    attributes_from, attributes = find_table("list.attr.celeba", {-1, 1}, files, config.data_dir)
     folders = sorted({os.path.dirname(path) for path in faces.values()})
     tables = f"partition from {partition_from or 'no file'}, attributes from {attributes_from or 'no file'}"
     print(f"celeba: {len(faces):,} images in {', '.join(folders[:4])}, {tables}")
@@ -914,17 +909,10 @@ def load_celeba(config: Config) -> tuple[np.ndarray, np.ndarray]:
     return load_images(train, test, config)
 
 
-def find_images(config: Config) -> list[str]:
-    """All images below a folder; if there are none, those in archives."""
-    images = find(list_files(config.data_dir), IMAGE)
-    kinds = "a folder with image files (.jpg, .png, ...) or an archive of them"
-    require(images, f"{config.data_dir} is not {kinds}")
-    return images
-
-
 def load_folder(config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Every readable image below a folder. Its path below the folder decides whether it is held out."""
-    images = find_images(config)
+    images = find_images(list_files(config.data_dir), [""], "images")
+    require(images, f"{config.data_dir} is not a folder with image files (.jpg, .png, ...) or an archive")
     start = len(os.path.normpath(config.data_dir)) + 1
     names = [re.sub(f"[^/]*{ARCHIVE}/", "", path[start:]) for path in images]  # unpacking in place keeps them
     train, test = hold_out(images, names)
@@ -937,10 +925,10 @@ def image_channels(config: Config) -> int:
 
 
 def detect_channels(config: Config) -> int:
-    """The image_channels of a new run: 1 for a folder of grey images too, by the modes of some 64 of them."""
+    """The image_channels of a new run on a folder, if not set: 1 if some 64 of its images are all grey."""
     if config.dataset != "folder" or config.image_channels:
-        return image_channels(config)
-    images = find_images(config)
+        return config.image_channels
+    images = find(list_files(config.data_dir), IMAGE)
     modes = set()
     for path in images[:: max(1, len(images) // 64)]:
         with contextlib.suppress(Exception), Image.open(io.BytesIO(read_bytes(path))) as image:
@@ -956,8 +944,8 @@ FRAMINGS = {  # functions of an image, a size and a filter
 
 
 def read_image(path: str | Path, config: Config) -> np.ndarray:
-    """A picture as uint8 [C, H, W], upright, on white. With framing "auto", CelebA's whole frame is squashed
-    to a square, as in the paper, and other pictures are cropped."""
+    """A picture as uint8 [C, H, W], upright, on white. Unless config.framing says otherwise, CelebA's whole
+    frame is squashed to a square, as in the paper, and other pictures are cropped."""
     with Image.open(io.BytesIO(read_bytes(str(path)))) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode[0] == "I":  # 16-bit grey, which Pillow would clip at 255
@@ -972,8 +960,7 @@ def read_image(path: str | Path, config: Config) -> np.ndarray:
 
 
 def load_images(train: list[str], test: list[str], config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """The readable images of two lists of files. If fewer than two are left for testing, the last ones for
-    training join them."""
+    """The readable images of two lists of files. If too few are for testing, the last others join them."""
     images, readable = cache_images(train + test, config)
     held_out = min(len(images), max(2, int(readable[len(train) :].sum())))
     count = len(images) - held_out
@@ -995,21 +982,20 @@ def cache_folders(data_dir: str) -> list[Path]:
 
 
 def is_writable(folder: Path) -> bool:
-    try:
+    with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def last_change(path: str) -> str:
-    """Size and time of change of a file, or of the archive that it lies in; "" for a broken link."""
+    """Size and time of change of a file, or of the archive around it; "" for a broken link."""
+    outside = re.match(f".*?{ARCHIVE}(?=/)|.*", path, re.DOTALL)[0]
     with contextlib.suppress(OSError):
-        status = os.stat(path)
+        status = os.stat(outside)
         return f"{status.st_size} {status.st_mtime_ns}"
-    archive = re.match(f".*?{ARCHIVE}(?=/)", path)
-    return last_change(archive[0]) if archive else ""
+    return ""
 
 
 def read_or_skip(path: str, config: Config) -> bytes:
@@ -1049,13 +1035,12 @@ def write_cache(path: Path, files: list[str], config: Config) -> None:
 
 def is_whole(path: Path, files: int, pixels: int) -> bool:
     """Whether write_cache has written the file and nobody has cut it short."""
-    if not os.path.isfile(path):
-        return False
-    return path.stat().st_size == files + pixels * np.fromfile(path, np.uint8, files).sum()
+    here = os.path.isfile(path)
+    return here and path.stat().st_size == files + pixels * np.fromfile(path, np.uint8, files).sum()
 
 
 def cache_images(files: list[str], config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """The images as a memory map [N, C, H, W] of a file that is written once per list of files and framing;
+    """The images as a memory map [N, C, H, W] of a file, which is written once per list of files and framing,
     and whether each file could be read, bool [files]."""
     shape = (image_channels(config), config.resolution, config.resolution)
     key = hashlib.sha256(f"{shape} {config.framing}".encode())
@@ -1314,6 +1299,8 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             check_setting(field, getattr(self, field.name))
+        fixed = self.dataset in ("cartoon", "mnist")
+        require(not (fixed and self.image_channels), f"--image-channels has no meaning for {self.dataset}")
         self.data_dir = self.data_dir or f"data/{self.dataset}"
 
 
@@ -1334,8 +1321,9 @@ PRESETS = {
     "cartoon": {},
     "mnist": {"dataset": "mnist", "channel_max": 64, "latent_dim": 32, "batch_size": 16, "images": 84_000,
               "lr": 2e-3, "lr_final": 0.5, "r1_gamma": 5.0},
-    "celeba64": {"dataset": "celeba", "resolution": 64, "channel_max": 64, "batch_size": 16, "images": 400_000,
-                 "lr": 2e-3, "encoder_weight": 8.0, "r1_gamma": 1.0, "scale_window": 1500, "flip": True},
+    "celeba64": {"dataset": "celeba", "resolution": 64, "channel_max": 64, "batch_size": 16,
+                 "images": 400_000, "lr": 2e-3, "encoder_weight": 8.0, "r1_gamma": 1.0, "scale_window": 1500,
+                 "flip": True},
     "celeba": {"dataset": "celeba", "resolution": 128, "channel_base": 8192, "channel_max": 512,
                "latent_dim": 512, "mapping_layers": 8, "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3,
                "lr_final": round(0.98**50, 4), "encoder_weight": 1.0, "r1_gamma": 20.0, "scale_rule": "sma",
@@ -1917,7 +1905,7 @@ def run(config: Config, resume: bool = False, init_from: str = "") -> None:
         distributed.init_process_group()  # over gloo for tensors on the CPU, over NCCL for those on GPUs
     rank, _ = rank_and_world_size()
     if rank > 0:  # the first process speaks for all
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", errors="replace")
     settings = dataclasses.asdict(config).items()
     print("settings: " + " ".join(f"{key}={value}" for key, value in settings if value != ""))
     try:

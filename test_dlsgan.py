@@ -42,7 +42,17 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
 import dlsgan
-from conftest import ROOT, TINY, double, perfect_model, tiny
+from conftest import (
+    ROOT,
+    TINY,
+    double,
+    odd_images,
+    perfect_model,
+    tiny,
+    write_celeba,
+    write_idx,
+    write_mnist,
+)
 from toy_experiments import failure_gallery, linear_gaussian, mnist, two_dimensional
 from toy_experiments.tools import export_weights, results_table
 
@@ -444,31 +454,6 @@ def test_cartoon_faces_follow_their_factors():
     assert (F.avg_pool2d(big, 4) - small).abs().mean() < 0.05  # the same faces, with softer edges
 
 
-def write_idx(path, images, magic=0x803):
-    data = struct.pack(">4I", magic, *images.shape) + images.tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-
-
-def write_mnist(root, n=30):
-    random = np.random.default_rng(0)
-    write_idx(root / "train-images-idx3-ubyte.gz", random.integers(0, 256, (n, 28, 28), dtype=np.uint8))
-    write_idx(root / "t10k-images-idx3-ubyte", random.integers(0, 256, (n, 28, 28), dtype=np.uint8))
-
-
-def write_celeba(root, n=30, test=5, newline="\r\n", size=(218, 178)):
-    folder = root / "img_align_celeba"
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    names = [f"{i:06d}.jpg" for i in range(1, n + 11)]  # ten more are listed than present
-    for name in names[:n]:
-        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
-    partition = [f"{name} {2 if i < test else i % 2}" for i, name in enumerate(names)]
-    (root / "list_eval_partition.txt").write_bytes(newline.join(partition).encode() + b"\n")
-    attributes = [str(len(names)), "Smiling Young"] + [f"{name}  1 -1" for name in names]
-    (root / "list_attr_celeba.txt").write_bytes(newline.join(attributes).encode())
-
-
 def test_mnist_files_plain_and_gzipped():
     write_mnist(Path("m"))
     train, test = dlsgan.load_mnist(dlsgan.Config(dataset="mnist", data_dir="m"))
@@ -693,8 +678,10 @@ def test_folders_in_every_layout(layout, capsys):
             Path("f", name).symlink_to(Path(target).absolute())
     assert dlsgan.main([f"--dataset={root}", *flags(images=4, resolution=8, framing="squash", out="r")]) == 0
     train, test = dlsgan.load_folder(tiny(dataset="folder", data_dir=root, resolution=8, framing="squash"))
-    said = f"folder: 40 images: {len(train)} to train on, {len(test)} held out\n"
-    assert said in capsys.readouterr().out and 2 <= len(test) <= 6
+    printed = capsys.readouterr().out
+    assert f"folder: 40 images: {len(train)} to train on, {len(test)} held out\n" in printed
+    assert 2 <= len(test) <= 6
+    assert ("so none are read from f/a.zip" in printed) == (layout == "unpacked and packed")
     assert sorted(map(bytes, [*train, *test])) == sorted(map(bytes, expected(range(1, 41))))
 
 
@@ -728,12 +715,12 @@ FAULTS = {  # what is wrong: the data set, its tree, what the line says
     "no images in an archive": (
         "celeba",
         ["c/a.zip/b/list_attr_celeba.txt"],
-        "no CelebA images .* in c, nor .* in c/a.zip",
+        "no CelebA images .* can be read in c/a.zip",
     ),
     "an archive of another kind": (
         "celeba",
         ["c/Img/img_celeba.7z.001 = x"],
-        "nor any .* in c/Img/img_celeba.7z.001",
+        "no CelebA images .* c/Img/img_celeba.7z.001",
     ),
     "a web page as archive": (
         "celeba",
@@ -759,9 +746,9 @@ FAULTS = {  # what is wrong: the data set, its tree, what the line says
     "no images in a folder": (
         "folder",
         ["c/a.txt = x"],
-        "c is not a folder with image files .* or an archive of them",
+        "c is not a folder with image files .* or an archive",
     ),
-    "none in its archive either": ("folder", ["c/a.zip/a.txt = x"], "c is not a folder with image files"),
+    "none in its archive either": ("folder", ["c/a.zip/a.txt = x"], "no images that can be read in c/a.zip"),
 }
 
 
@@ -781,7 +768,7 @@ def test_no_celeba_shows_where_to_get_it(capsys):
     for tree, source in zip(
         trees, ("mmlab", "Drive", "kaggle", "torchvision", "5%", "--data-dir"), strict=True
     ):
-        assert source in tree and len(tree) < 115
+        assert source in tree and len(tree) <= 110
 
 
 def test_an_image_stays_in_or_out_of_training_when_others_come_and_go(capsys):
@@ -898,18 +885,6 @@ def test_framing_and_channels(capsys):
     assert dlsgan.main(["--dataset=f", *flags(images=4, batch_size=2, out="colour", image_channels=3)]) == 0
     assert dlsgan.load_model("colour").sample(1).shape[1] == 3
     assert dlsgan.main(["--image-channels=2"]) == dlsgan.main(["--framing=stretch"]) == 2
-
-
-def odd_images(root):
-    root.mkdir()
-    gradient = np.linspace(0, 255, 40 * 30).reshape(40, 30).astype(np.uint8)
-    Image.fromarray(gradient).save(root / "grey.png")
-    Image.fromarray(np.dstack([gradient] * 3 + [np.zeros_like(gradient)]), "RGBA").save(root / "clear.png")
-    Image.fromarray(np.dstack([gradient, gradient]), "LA").save(root / "grey_alpha.png")
-    Image.fromarray(gradient).convert("P").save(root / "palette.gif")
-    Image.fromarray(np.dstack([gradient] * 3)).convert("CMYK").save(root / "cmyk.jpg")
-    (root / "deep").mkdir()
-    Image.fromarray(np.dstack([gradient] * 3)).save(root / "deep" / "photo.JPG")
 
 
 def test_a_folder_of_odd_images(capsys):

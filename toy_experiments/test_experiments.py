@@ -218,7 +218,7 @@ def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):
     names = ("scale-0", "plain-0", "lambda-3", "d-only", "gan", "afterwards")
     found = mnist.main("run", names, images=40)
     assert found.keys() == set(names)
-    rows = capsys.readouterr().out.splitlines()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(names) and all(row.count("|") == rows[0].count("|") for row in rows)
     measures = {name: found[name]["measures"] for name in names}
     assert measures["lambda-3"] == measures["scale-0"]  # the same settings at the same budget

@@ -286,7 +286,7 @@ def main(
         except dlsgan.UserError as error:
             if figures:
                 raise
-            print(f"{name} is left out: {error}")
+            print(f"{name} is left out: {str(error).splitlines()[0]}")
             continue
         path = folder / (f"figure-{name}.png" if name[0].isdigit() else f"{name}.png")
         with dlsgan.explain(f"cannot write {path}"):

@@ -408,14 +408,14 @@ def test_every_figure_of_the_paper_is_drawn(kept, monkeypatch, capsys):
     capsys.readouterr()
     few = paper_figures.main(*both, figures=["4", "spectrum"])  # needs no data
     assert [path.name for path in few] == ["figure-3-4.png", "spectrum.png"]
-    with pytest.raises(dlsgan.UserError, match="data/celeba/img_align_celeba"):
+    with pytest.raises(dlsgan.UserError, match="no CelebA images .* in data/celeba"):
         paper_figures.main(*both, figures=["11"])
     assert "left out" not in capsys.readouterr().out
     monkeypatch.setattr(
         paper_figures.Figure, "savefig", lambda figure, path, dpi: Path(path).write_text("drawn")
     )
     assert len(paper_figures.main(*both)) == len(paper_figures.FIGURES) - len(paper_figures.NEED_TEST)
-    assert capsys.readouterr().out.count("is left out: no data/celeba/img_align_celeba") == 4
+    assert capsys.readouterr().out.count("is left out: no CelebA images (") == 4
     files = paper_figures.main(*both, data_dir="c")
     assert len(files) == len(paper_figures.FIGURES) == 11
     assert all(path.parent == Path("drawn/paper/with") for path in files)
