@@ -1,21 +1,25 @@
-"""How many dimensions does DLSGAN find in faces drawn from K known factors, and which factor does each of them carry?
+"""How many dimensions does DLSGAN find in faces drawn from K known factors, and which factor does each of
+them carry?
 
-Claim. `dlsgan.cartoon_faces` draws each face from eight independent numbers. If only the first K vary and the others stay
-at 0, the images have K degrees of freedom, so that a generator that loses nothing should end with K live latent
-dimensions (v > 1/2) of d = 16, and the encoder should know the K numbers of a face that it has never seen.
+Claim. `dlsgan.cartoon_faces` draws each face from eight independent numbers. If only the first K vary and the
+others stay at 0, the images have K degrees of freedom, so that a generator that loses nothing should end with
+K live latent dimensions (v > 1/2) of d = 16, and the encoder should know the K numbers of a face that it has
+never seen.
 
-What came out after 5,000 steps. v has a sharp edge in five of six runs, and dead dimensions can be left out (PSNR above 30).
-But the number of live ones follows K only loosely: it meets the aim at K = 4 in three of three seeds (within 1), at 6 and 8
-(within 3), and misses it at K = 2 (5, aim: within 1). There five numbers can be read from images that should have two, so
-the generator folds its faces, or departs from real ones in details that the discriminator lets pass. The aim R^2 >= 0.9 for
-each factor is met at K = 2 and by one of three seeds at K = 4 (y, and in seed 2 also x and the tilt, miss it); of six
-factors y and the smile miss it, of eight the size, tilt, smile and eyes (a smile is a pixel high). Spread >= 0.8 is met.
+What came out after 5,000 steps. v has a sharp edge in five of six runs, and dead dimensions can be left out
+(PSNR above 30). But the number of live ones follows K only loosely: it meets the aim at K = 4 in three of
+three seeds (within 1), at 6 and 8 (within 3), and misses it at K = 2 (5, aim: within 1). There five numbers
+can be read from images that should have two, so the generator folds its faces, or departs from real ones in
+details that the discriminator lets pass. The aim R^2 >= 0.9 for each factor is met at K = 2 and by one of
+three seeds at K = 4 (y, and in seed 2 also x and the tilt, miss it); of six factors y and the smile miss it,
+of eight the size, tilt, smile and eyes (a smile is a pixel high). Spread >= 0.8 is met.
 
-Limits. Resolution, d and lambda are not the preset's, and lambda was chosen on K = 4, seed 0 (run 4-0-10: the preset's).
-A high R^2 alone says little: an untrained network's outputs tell the factors of few-factor faces as well (r2_untrained_* in
-the results). So R^2 is that of the live dimensions alone, by boosted trees, as the generator may bend or fold a factor; the
-linear fit and the R^2 of one dimension at a time stand beside it. The encoder is not calibrated: its predictions are too
-small, E[z z_hat] > E[z_hat^2], and L_enc lies below the 1 - sum(v^2)/sum(v) of an optimal encoder with this v.
+Limits. Resolution, d and lambda are not the preset's, and lambda was chosen on K = 4, seed 0 (run 4-0-10: the
+preset's). A high R^2 alone says little: an untrained network's outputs tell the factors of few-factor faces
+as well (r2_untrained_* in the results). So R^2 is that of the live dimensions alone, by boosted trees, as the
+generator may bend or fold a factor; the linear fit and the R^2 of one dimension at a time stand beside it.
+The encoder is not calibrated: its predictions are too small, E[z z_hat] > E[z_hat^2], and L_enc lies below
+the 1 - sum(v^2)/sum(v) of an optimal encoder with this v.
 
     python -m toy_experiments.cartoon_factors           the runs that are not kept yet, then the figure
     python -m toy_experiments.cartoon_factors 4-0       one run: K = 4 factors, seed 0; 3 minutes on one core
@@ -29,25 +33,26 @@ Expected printout (the numbers vary a little with the machine):
     K = 8, seed 0: 7 live, L_enc 0.16, spread 0.94, least R^2 -0.06, gain on test faces +3.9 dB
 """
 
-import argparse
 import copy
 import dataclasses
-import json
 import math
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import LinearRegression
 from torch import Tensor
 
 import dlsgan
-from toy_experiments.results import processor
+from toy_experiments.shared import cli, figures
+from toy_experiments.shared.cli import RESULTS
+from toy_experiments.shared.training import in_batches
 
-RESULTS = Path(__file__).parent / "results"
 CHECKPOINTS = Path("runs/cartoon_factors")  # of the reader's folder; not kept in the repository
 RUNS = ("2-0", "4-0", "4-1", "4-2", "6-0", "8-0", "4-0-10")  # K-seed, and lambda in the last
 IMAGES = 40_000  # a run
@@ -63,45 +68,51 @@ def draw_faces(n: int, k: int, rng: torch.Generator, resolution: int) -> tuple[T
 
 
 def train(k: int, c: dlsgan.Config) -> dlsgan.DLSGAN:
-    """`dlsgan.train` in short, with other data: each face is drawn for its step. Returns the averaged networks."""
+    """`dlsgan.train` in short, with other data: each face is drawn for its step. Returns the averaged
+    networks."""
     torch.manual_seed(c.seed)
     model = dlsgan.build(c).to(memory_format=torch.channels_last)
     networks = copy.deepcopy((model.generator, model.discriminator))
     average = dlsgan.DLSGAN(*networks, model.latent_scale).requires_grad_(False)
-    optimizers, rng = dlsgan.make_optimizers(model, c.lr), torch.Generator().manual_seed(c.seed)
-    weights, averages = ([p.detach() for p in m.parameters()] for m in (model, average))
+    optimizers = dlsgan.make_optimizers(model, c.lr)
+    rng = torch.Generator().manual_seed(c.seed)
     steps = math.ceil(c.images / c.batch_size)
     for step in range(steps):
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = c.lr * c.lr_final ** (step / steps)
+        dlsgan.decay_learning_rate(optimizers, c.lr, c.lr_final, step / steps)
         real, _ = draw_faces(c.batch_size, k, rng, c.resolution)
         penalty_weight = 0.0 if step % 16 else 16 * c.r1_gamma / 2
         dlsgan.train_step(model, optimizers, real, rng, c.loss, c.encoder_weight, penalty_weight)
-        torch._foreach_lerp_(averages, weights, 1 - min(0.999, (1 + step) / (10 + step)))
+        dlsgan.average_weights(average, model, step)
     return average
 
 
-def in_batches(function, x: Tensor) -> Tensor:
-    return torch.cat([function(part) for part in x.split(50)])
-
-
 def correlation_ratios(codes: np.ndarray, u: np.ndarray, bins: int = 20) -> np.ndarray:
-    """R^2 of the best function of one latent alone: codes [n, d], u [n, K] -> [d, K]. The function is the mean of u in
-    each of `bins` equally filled intervals of the latent, which sees a fold where a correlation sees nothing."""
+    """R^2 of the best function of one latent alone: codes [n, d], u [n, K] -> [d, K]. The function is the
+    mean of u in each of `bins` equally filled intervals of the latent, which sees a fold where a correlation
+    sees nothing."""
     ranks = codes.argsort(0).argsort(0) * bins // len(codes)  # [n, d], the interval of each value
     members = ranks[None] == np.arange(bins)[:, None, None]  # [bins, n, d]
-    means = np.einsum("bnd,nk->bdk", members, u) / members.sum(1)[:, :, None]
-    explained = (members.sum(1)[:, :, None] * (means - u.mean(0)) ** 2).sum(0) / len(codes)  # [d, K]
+    counts = members.sum(1)[:, :, None]  # [bins, d, 1]
+    means = np.einsum("bnd,nk->bdk", members, u) / counts
+    explained = (counts * (means - u.mean(0)) ** 2).sum(0) / len(codes)  # [d, K]
     return explained / u.var(0)
 
 
-def scores(codes: np.ndarray, u: np.ndarray, kind=HistGradientBoostingRegressor) -> list[float]:
-    """R^2 of each factor from all columns of codes [n, k], u [n, K]: fitted on two thirds, scored on the last third."""
-    cut = 2 * len(codes) // 3
-    if not codes.shape[1]:
+def scores(codes: np.ndarray, u: np.ndarray, kind: Callable = HistGradientBoostingRegressor) -> list[float]:
+    """R^2 of each factor from all columns of codes [n, k], u [n, K]: fitted on two thirds, scored on the last
+    third."""
+    if codes.shape[1] == 0:
         return [0.0] * u.shape[1]
-    fits = (kind().fit(codes[:cut], column[:cut]).score(codes[cut:], column[cut:]) for column in u.T)
-    return [round(float(score), 4) for score in fits]
+    cut = 2 * len(codes) // 3
+    result = []
+    for column in u.T:
+        fit = kind().fit(codes[:cut], column[:cut])
+        result.append(round(float(fit.score(codes[cut:], column[cut:])), 4))
+    return result
+
+
+def decoded(model: dlsgan.DLSGAN, z: Tensor) -> Tensor:
+    return in_batches(model.decode, z).clamp(-1, 1)
 
 
 @torch.no_grad()
@@ -109,52 +120,74 @@ def measure(model: dlsgan.DLSGAN, k: int, config: dlsgan.Config, n: int = 6000) 
     """All measures of one run, on fresh latent vectors and on faces that were not used in training."""
     s = model.latent_scale.scale()
     z = dlsgan.prior(n // 3, model.latent_scale, torch.Generator().manual_seed(10**6))
-    fake = in_batches(lambda z: model.decode(z).clamp(-1, 1), z)
+    fake = decoded(model, z)
     z_hat = in_batches(model.encode, fake)
-    v, agreement = z_hat.square().mean(0), (z * z_hat).mean(0)
+    v = z_hat.square().mean(0)
+    agreement = (z * z_hat).mean(0)
     order = v.argsort(descending=True)
     live = order[: int((v > 0.5).sum())]
-    pruned = torch.zeros_like(z)
-    pruned[:, live] = z[:, live]
-    faces, u = draw_faces(n, k, torch.Generator().manual_seed(10**6 + 1), config.resolution)
-    codes, u = (in_batches(model.encode, faces) * s)[:, order].double().numpy(), u[:, :k].double().numpy()
-    torch.manual_seed(0)
-    untrained = in_batches(dlsgan.build(config).encode, faces).double().numpy()
     rounded = {"v": v[order], "z_times_z_hat": agreement[order], "s": s[order]}
     result = {key: [round(x, 4) for x in value.tolist()] for key, value in rounded.items()}
-    result |= {"live": len(live), "order": order.tolist(), "l_enc": dlsgan.encoder_loss(z, z_hat, s).item()}
+    result["live"] = len(live)
+    result["order"] = order.tolist()
+    result["l_enc"] = dlsgan.encoder_loss(z, z_hat, s).item()
     result["l_enc_predicted_from_v"] = (1 - v.square().sum() / v.sum()).item()
+
+    faces, u = draw_faces(n, k, torch.Generator().manual_seed(10**6 + 1), config.resolution)
     result["spread"] = (fake.std(0).mean() / faces.std(0).mean()).item()
-    result["psnr_pruned"] = dlsgan.psnr(fake, in_batches(model.decode, pruned).clamp(-1, 1)).mean().item()
+    pruned = torch.zeros_like(z)
+    pruned[:, live] = z[:, live]
+    result["psnr_pruned"] = dlsgan.psnr(fake, decoded(model, pruned)).mean().item()
     result["psnr_mean_image"] = dlsgan.psnr(fake, fake.mean(0)).mean().item()  # what pruning everything costs
-    restored = in_batches(lambda x: model.reconstruct(x).clamp(-1, 1), faces[: n // 3])
-    result["psnr_test"] = dlsgan.psnr(faces[: n // 3], restored).mean().item()
-    result["gain_test"] = result["psnr_test"] - dlsgan.psnr(faces[: n // 3], faces.mean(0)).mean().item()
+    test = faces[: n // 3]
+    restored = in_batches(model.reconstruct, test).clamp(-1, 1)
+    result["psnr_test"] = dlsgan.psnr(test, restored).mean().item()
+    result["gain_test"] = result["psnr_test"] - dlsgan.psnr(test, faces.mean(0)).mean().item()
+
+    u = u[:, :k].double().numpy()
+    codes = (in_batches(model.encode, faces) * s)[:, order].double().numpy()
+    torch.manual_seed(0)
+    untrained = in_batches(dlsgan.build(config).encode, faces).double().numpy()
     found = codes[:, : len(live)]
-    result |= {"r2_live_linear": scores(found, u, LinearRegression), "r2_live_boosted_trees": scores(found, u)}
+    result["r2_live_linear"] = scores(found, u, LinearRegression)
+    result["r2_live_boosted_trees"] = scores(found, u)
     result["r2_all_outputs_linear"] = scores(codes, u, LinearRegression)
-    result["r2_untrained_all_outputs_linear"] = scores(untrained, u, LinearRegression)  # says what an R^2 is worth
-    result["r2_untrained_boosted_trees"] = scores(untrained[:, : len(live)], u)  # as many outputs as live dimensions
+    result["r2_untrained_all_outputs_linear"] = scores(
+        untrained, u, LinearRegression
+    )  # says what an R^2 is worth
+    result["r2_untrained_boosted_trees"] = scores(
+        untrained[:, : len(live)], u
+    )  # as many outputs as live dimensions
     result["r2_of_one_latent"] = correlation_ratios(codes, u).round(4).tolist()  # [d, K], rows sorted by v
     return result
 
 
 def run(name: str, images: int) -> dict:
-    """Trains one run, unless its networks are there already, and measures it. `dlsgan.load` reads the networks."""
+    """Trains one run, unless its networks are there already, and measures it. `dlsgan.load` reads the
+    networks."""
     k, seed, *weight = map(int, name.split("-"))
-    changes = {"seed": seed, "images": images, "device": "cpu", "threads": 1}
-    config = dlsgan.Config(**SETTINGS | changes | ({"encoder_weight": float(weight[0])} if weight else {}))
+    settings = SETTINGS | {"seed": seed, "images": images, "device": "cpu", "threads": 1}
+    if weight:
+        settings["encoder_weight"] = float(weight[0])
+    config = dlsgan.Config(**settings)
     config.check()
     path = CHECKPOINTS / name / "checkpoint.pt"
     if not path.exists() or dlsgan.read_checkpoint(path)[0] != config:
         start = time.process_time()
         weights = train(k, config).state_dict()
+        minutes = (time.process_time() - start) / 60
         state = {"format": dlsgan.FORMAT, "config": dataclasses.asdict(config), "ema": weights}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        dlsgan.save_checkpoint(path, state | {"minutes": (time.process_time() - start) / 60})
-    result = {"command": f"python -m toy_experiments.cartoon_factors {name}", "factors": k, "seed": seed}
-    minutes = round(dlsgan.read_checkpoint(path)[1]["minutes"], 1)
-    result |= {"lambda": config.encoder_weight, "images": images, "machine": processor(), "processor_minutes": minutes}
+        dlsgan.save_checkpoint(path, state | {"minutes": minutes})
+    _, state = dlsgan.read_checkpoint(path)
+    result = {
+        "command": f"python -m toy_experiments.cartoon_factors {name}",
+        "factors": k,
+        "seed": seed,
+        "lambda": config.encoder_weight,
+        "images": images,
+        "machine": cli.processor(),
+        "processor_minutes": round(state["minutes"], 1),
+    }
     return result | measure(dlsgan.load(path), k, config)
 
 
@@ -165,41 +198,47 @@ def title(r: dict) -> str:
 
 def line(r: dict) -> str:
     """One line of the printout."""
-    return (f"{title(r)}: {r['live']} live, L_enc {r['l_enc']:.2f}, spread {r['spread']:.2f}, "
-            f"least R^2 {min(r['r2_live_boosted_trees']):.2f}, gain on test faces {r['gain_test']:+.1f} dB")
+    least = min(r["r2_live_boosted_trees"])
+    return (
+        f"{title(r)}: {r['live']} live, L_enc {r['l_enc']:.2f}, spread {r['spread']:.2f}, "
+        f"least R^2 {least:.2f}, gain on test faces {r['gain_test']:+.1f} dB"
+    )
 
 
 def main(names: tuple[str, ...] = RUNS, images: int = IMAGES) -> dict:
     torch.set_num_threads(1)
     dlsgan.keep_memory()
     kept = RESULTS / "cartoon_factors.json"
-    results = json.loads(kept.read_text()) if kept.exists() else {}
+    results = cli.read_runs(kept)
     for name in names:
-        if name not in RUNS:
-            raise dlsgan.UserError(f"unknown run {name!r}: choose {', '.join(RUNS)}")
+        dlsgan.require(name in RUNS, f"unknown run {name!r}: choose {', '.join(RUNS)}")
         if results.get(name, {}).get("images") != images:
             results[name] = run(name, images)
-            RESULTS.mkdir(exist_ok=True)
-            rows = (f" {json.dumps(key)}: {json.dumps(results[key])}" for key in RUNS if key in results)
-            kept.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+            cli.write_runs(kept, results, RUNS)
         print(line(results[name]), flush=True)
     draw(results, RESULTS / "cartoon_factors.png")
     return results
 
 
-def traversals(model: dlsgan.DLSGAN, order: list[int], columns: int = 9) -> np.ndarray:
-    """A picture with a row of faces for each latent dimension in `order`, z_i from -2 to 2, the others at 0."""
-    z = torch.zeros(len(order), columns, len(model.latent_scale.v))
-    for row, i in enumerate(order):
-        z[row, :, i] = torch.linspace(-2, 2, columns)
-    return dlsgan.grid(model.decode(part) for part in z)
+def draw_factors(axis: Axes, r: dict) -> None:
+    """R^2 of each factor (rows) from each live latent dimension alone, and from all of them (columns)."""
+    table = np.array(r["r2_of_one_latent"][: r["live"]] + [r["r2_live_boosted_trees"]])
+    picture = axis.imshow(table.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (i, j), value in np.ndenumerate(table):
+        text = f"{value:.2f}".replace("0.", ".", 1)
+        colour = "white" if value > 0.5 else "0.3"
+        axis.text(i, j, text, ha="center", va="center", fontsize=8, color=colour)
+    axis.set_xticks(range(len(table)), [*range(1, len(table)), "all\nlive"])
+    axis.set_yticks(range(table.shape[1]), dlsgan.CARTOON_FACTORS[: table.shape[1]])
+    axis.set(xlabel="live latent dimension, sorted by v")
+    axis.set(title=f"K = {r['factors']}: R^2 of factors, held-out faces")
+    axis.figure.colorbar(picture, ax=axis, pad=0.01)
 
 
 @torch.no_grad()
 def draw(results: dict, path: Path) -> None:
-    """Live dimensions over K, spectra, calibration; for two runs the factors in each latent, and its traversal."""
-    from matplotlib.figure import Figure
-
+    """Live dimensions over K, spectra, calibration; for two runs the factors in each latent, and its
+    traversal."""
     figure = Figure((11, 10.5), layout="constrained")
     axes = figure.subplot_mosaic("aabbcc;dddddd;eeefff", height_ratios=(1, 1.1, 1.3))
     for name, r in results.items():
@@ -215,33 +254,24 @@ def draw(results: dict, path: Path) -> None:
     axes["c"].plot((0, 1), (0, 1), color="0.6", linewidth=0.8)
     axes["c"].set(xlabel="v = E[z_hat^2]", ylabel="E[z z_hat]", title="calibration")
     largest = max(results, key=lambda name: results[name]["factors"])
+    draw_factors(axes["d"], results[largest])
+    axes["e"].axis("off")
+    axes["f"].axis("off")
     shown = dict.fromkeys(name for name in ("4-0", largest) if name in results)
-    r = results[largest]
-    table = np.array(r["r2_of_one_latent"][: r["live"]] + [r["r2_live_boosted_trees"]])
-    picture = axes["d"].imshow(table.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (i, j), value in np.ndenumerate(table):
-        axes["d"].text(i, j, f"{value:.2f}".replace("0.", ".", 1), ha="center", va="center", fontsize=8,
-                       color="white" if value > 0.5 else "0.3")
-    axes["d"].set_xticks(range(len(table)), [*range(1, len(table)), "all\nlive"])
-    axes["d"].set_yticks(range(table.shape[1]), dlsgan.CARTOON_FACTORS[: table.shape[1]])
-    axes["d"].set(xlabel="live latent dimension, sorted by v", title=f"K = {r['factors']}: R^2 of factors, held-out faces")
-    figure.colorbar(picture, ax=axes["d"], pad=0.01)
-    for panel in "ef":
-        axes[panel].axis("off")
     for axis, name in zip((axes["e"], axes["f"]), shown, strict=False):
         order = results[name]["order"][: results[name]["live"]]
         if order and (CHECKPOINTS / name).exists():
-            axis.imshow(traversals(dlsgan.load(CHECKPOINTS / name), order), interpolation="nearest")
+            picture = figures.traversals(dlsgan.load(CHECKPOINTS / name), order)
+            axis.imshow(picture, interpolation="nearest")
         axis.set_title(f"K = {results[name]['factors']}: live dimensions, each from -2 to 2", fontsize=10)
     figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=RUNS, metavar="K-SEED", help=f"runs (default: {' '.join(RUNS)})")
+    parser = cli.parser(__doc__)
+    parser.add_argument(
+        "names", nargs="*", default=RUNS, metavar="K-SEED", help=f"runs (default: {' '.join(RUNS)})"
+    )
     parser.add_argument("--images", type=int, default=IMAGES, help=f"images a run (default: {IMAGES})")
-    try:
+    with cli.one_line("cartoon_factors"):
         main(**vars(parser.parse_args()))
-    except dlsgan.UserError as error:
-        print(f"cartoon_factors: {error}", file=sys.stderr)
-        sys.exit(2)

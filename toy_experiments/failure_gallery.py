@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 import dlsgan
-from toy_experiments.measures import sliced_wasserstein
-from toy_experiments.results import processor
+from toy_experiments.shared.cli import processor
+from toy_experiments.shared.distances import sliced_wasserstein
 from toy_experiments.two_dimensional import D, Discriminator, draw_data
 
 RESULTS = Path(__file__).parent / "results"

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import dlsgan
-from toy_experiments.measures import sliced_wasserstein
+from toy_experiments.shared.distances import sliced_wasserstein
 
 RESULTS = Path(__file__).parent / "results"
 D = 8  # latent dimensions

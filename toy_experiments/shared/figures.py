@@ -1,0 +1,53 @@
+"""Pictures that several figures share: stochastic flips, traversals, and places of labels beside grids of
+images."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import dlsgan
+
+
+def middles(count: int, size: int) -> np.ndarray:
+    """Where labels of `count` images of `size` pixels in a row belong, in pixels of the picture."""
+    return (np.arange(count) + 0.5) * size
+
+
+def flip_signs(columns: int, latent_dim: int, probability: float = 0.1, seed: int = 0) -> Tensor:
+    """-1 with a probability and 1 otherwise: [columns, d], one mask a column."""
+    chance = torch.rand(columns, latent_dim, generator=torch.Generator().manual_seed(seed))
+    return torch.where(chance < probability, -1.0, 1.0)
+
+
+def flips(model: dlsgan.DLSGAN, z_hat: Tensor, signs: Tensor) -> Tensor:
+    """The paper's Figure 11, its stochastic flip: z_hat [n, d] times each row of signs [columns, d], decoded.
+    All images of a column share one mask. Returns [n, columns, C, H, W]."""
+    return torch.stack([model.decode(z_hat * sign) for sign in signs.to(z_hat.device)], 1)
+
+
+def flip_picture(model: dlsgan.DLSGAN, x: Tensor, signs: Tensor) -> np.ndarray:
+    """Images x [n, C, H, W], their reconstructions, a white bar, and their flips, as one picture with a row
+    an image."""
+    z_hat = model.encode(x)
+    flipped = flips(model, z_hat, signs)
+    left = dlsgan.grid(torch.stack((x, model.decode(z_hat)), 1))
+    bar = np.full((left.shape[0], x.shape[-1] // 4, *left.shape[2:]), 255, np.uint8)
+    return np.concatenate((left, bar, dlsgan.grid(flipped)), 1)
+
+
+def traversal(decode: Callable[[Tensor], Tensor], z: Tensor, i: int, limit: float, columns: int) -> Tensor:
+    """Images [columns, C, H, W] of z [d] with its element i from -limit to limit in equal steps."""
+    turned = z.repeat(columns, 1)  # [columns, d]
+    turned[:, i] = torch.linspace(-limit, limit, columns)
+    return decode(turned)
+
+
+def traversals(
+    model: dlsgan.DLSGAN, order: Iterable[int], limit: float = 2.0, columns: int = 9
+) -> np.ndarray:
+    """A picture with a row for each latent dimension in `order`, turned from -limit to limit, the others at
+    0."""
+    zero = torch.zeros(len(model.latent_scale.v))
+    return dlsgan.grid([traversal(model.decode, zero, i, limit, columns) for i in order])
