@@ -23,7 +23,7 @@ def test_shares_of_a_linear_function():
 
 
 def test_shares_contain_interactions():
-    """f(u) = u_0 u_1 + u_2: the product (variance 1) belongs to both of its factors, so that the sum is 3 / 2."""
+    """f(u) = u_0 u_1 + u_2: the product belongs to both of its factors, so that the sum is 3 / 2."""
     shares = variance_shares(lambda u: u[:, :1] * u[:, 1:2] + u[:, 2:], 3, 40_000)
     assert torch.allclose(shares, torch.tensor([0.5, 0.5, 0.5]), atol=0.03)
 
@@ -93,7 +93,7 @@ def test_features_stay_in_the_face(factor):
 @pytest.mark.parametrize("resolution", [16, 32, 64])
 @pytest.mark.parametrize("k", range(8), ids=dlsgan.CARTOON_FACTORS)
 def test_frames_differ_visibly(k, resolution):
-    """From frame to frame of a traversal, a hundredth of the pixels or more change by 20 of 255 grey levels."""
+    """From frame to frame of a traversal, at least 1% of the pixels change by 20 of 255 grey levels."""
     values = torch.zeros(4, 8)
     values[:, k] = torch.tensor([-1.5, -0.5, 0.5, 1.5])
     images = dlsgan.to_uint8(dlsgan.cartoon_faces(0, resolution, values=values)[0]).int()

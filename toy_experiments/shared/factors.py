@@ -13,11 +13,12 @@ from toy_experiments.shared.training import in_batches
 def variance_shares(
     function: Callable[[Tensor], Tensor], inputs: int, n: int = 1500, seed: int = 0
 ) -> Tensor:
-    """Total effect of each input on a function u [n, K] -> [n, ...] of u ~ N(0, I), as a share of its variance: [K].
+    """Total effect of each input on a function u [n, K] -> [n, ...] of u ~ N(0, I), as a share of its
+    variance: [K].
 
-    Jansen's estimator (1999): E[(f(u) - f(u with u_k drawn again))^2] / 2 over the variance of f, both summed over
-    all elements of f. It contains what an input does together with others, so that the sum is 1 for a function without
-    such interactions and more otherwise."""
+    Jansen's estimator (1999): E[(f(u) - f(u with u_k drawn again))^2] / 2 over the variance of f, both
+    summed over all elements of f. It contains what an input does together with others, so that the shares
+    sum to 1 for a function without such interactions and to more otherwise."""
     rng = torch.Generator().manual_seed(seed)
     u = torch.randn(n, inputs, generator=rng)
     values = in_batches(function, u, 250).flatten(1)
