@@ -1,10 +1,11 @@
-"""Pictures that several figures share: stochastic flips, traversals, and places of labels beside grids of
-images."""
+"""Pictures that several figures share: stochastic flips, traversals, places of labels beside grids of images,
+bars and heat maps."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 import dlsgan
@@ -51,3 +52,28 @@ def traversals(
     0."""
     zero = torch.zeros(len(model.latent_scale.v))
     return dlsgan.make_grid([traversal(model.decode, zero, i, limit, columns) for i in order])
+
+
+def bars(axis: Axes, values: list[float], title: str, aim: float | None = None) -> None:
+    """A horizontal bar with its number for each value, the first on top, and a dashed line at the aim."""
+    drawn = axis.barh(range(len(values)), values, color="#7fa3c7")
+    axis.bar_label(drawn, fmt=" %.3g", fontsize=8)
+    low = min(0, *values)
+    high = max(0, aim or 0, *values)
+    room = 0.35 * (high - low) + 1e-6  # for the numbers; all values may be 0
+    axis.set(xlim=(low - room * (low < 0), high + room), ylim=(len(values) - 0.5, -0.5), xticks=[], yticks=[])
+    axis.set_title(title, fontsize=9)
+    if aim is not None:
+        axis.axvline(aim, color="#d1495b", linestyle="--", linewidth=1)
+
+
+def heat_map(axis: Axes, rows: list[list[float]], columns: Sequence[str], title: str) -> None:
+    """Numbers between 0 and 1 as a table whose cells are darker the larger the number is."""
+    values = np.array(rows)
+    axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        colour = "white" if value > 0.6 else "0.3"
+        axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=8)
+    axis.set_yticks([])
+    axis.set_title(title, fontsize=9)

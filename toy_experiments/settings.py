@@ -1,0 +1,293 @@
+"""Which settings matter: runs that differ from a base point by a change or a few, at equal processor time.
+
+    python -m toy_experiments.settings run base lambda-1    trains and judges these runs, a result a line
+    python -m toy_experiments.settings run                  all runs of LIST that are not kept yet
+    python -m toy_experiments.settings table                the kept runs as Markdown
+    python -m toy_experiments.settings figure               draws results/settings.png, settings_mnist.png
+    python -m toy_experiments.settings judge runs/cartoon   all judges on any checkpoint, a measure a line
+
+A name is a change or several: lambda-1+d-128, mnist+window-2000+seed-1. --minutes is the processor time of a
+run on one thread (default 6). Before a run's first step a few steps tell how many images fit into that, so
+that the learning rate falls to its end just then; evaluations (seconds each) come on top. A run goes on where
+it stopped. --data-dir says where MNIST is (default: data/mnist; labels are downloaded when absent).
+
+Judges. L_enc, live dimensions and the 9th and 12th largest v; spread and the gains in dB over the mean image,
+of reconstructions of generated and of test images; SWD, the sliced Wasserstein distance of samples to test
+images, over that of other test images. Faces: R^2 of each factor of unseen faces, by ridge regression from
+z_hat in the live dimensions alone, and by a convolutional regressor, trained on drawn faces, that looks at
+reconstructions. All of z_hat would tell the factors even without the scale, in dimensions that the generator
+ignores. Digits: share of samples that a classifier reads with a confidence above 0.95, over that of test
+digits; how many of the ten classes make up 5 to 15% of the samples; share of test digits whose reconstruction
+is read as the same digit.
+
+Expected printout of `run base --minutes 5`:
+    EXPECTED
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+import dlsgan
+from toy_experiments.shared import cli, figures, judges
+from toy_experiments.shared.budget import images_within
+from toy_experiments.shared.cli import RESULTS
+
+CHECKPOINTS = Path("runs/settings")  # of the reader's folder; not kept in the repository
+BASE = {  # the point from which each run differs
+    "encoder_weight": 3.0,
+    "latent_dim": 64,
+    "channel_base": 1024,
+    "channel_max": 128,
+    "batch_size": 8,
+    "lr": 3e-3,
+    "lr_final": 0.1,
+    "r1_gamma": 2.0,
+    "scale_rule": "ema",
+    "scale_window": 400,
+    "head_scale": 0.1,
+    "threads": 1,
+    "device": "cpu",
+}
+CHANGES = {
+    "base": {},
+    "mnist": {"dataset": "mnist"},
+    **{f"lambda-{x:g}": {"encoder_weight": float(x)} for x in (0.3, 1, 10)},
+    "no-scale": {"latent_scale": False},
+    **{f"gamma-{x:g}": {"r1_gamma": float(x)} for x in (0.02, 0.2, 10)},
+    **{f"d-{d}": {"latent_dim": d} for d in (32, 128, 512)},
+    **{f"channels-1024-{most}": {"channel_max": most} for most in (64, 256)},
+    "channels-2048-128": {"channel_base": 2048},
+    **{f"batch-{n}": {"batch_size": n} for n in (4, 16)},
+    **{f"lr-{lr:g}": {"lr": lr} for lr in (0.0015, 0.004, 0.006, 0.01)},
+    **{f"window-{n}": {"scale_window": n} for n in (50, 100, 200, 1000, 2000)},
+    "sma-400": {"scale_rule": "sma"},
+    "head-1": {"head_scale": 1.0},
+    **{f"seed-{seed}": {"seed": seed} for seed in (1, 2)},
+}
+
+
+LIST = ["base"]  # what `run` without names does
+LIST += [name for name in CHANGES if name not in ("base", "mnist")]
+LIST += [f"mnist+{name}" for name in ("base", "lambda-1", "window-2000", "gamma-0.2", "lr-0.0015")]
+
+
+def configure(name: str, data_dir: str = "") -> dlsgan.Config:
+    """The settings of a run: the base point with the changes that its name lists, joined by +."""
+    settings = dict(BASE)
+    for part in name.split("+"):
+        dlsgan.require(part in CHANGES, f"unknown change {part!r} in {name!r}: choose {', '.join(CHANGES)}")
+        settings |= CHANGES[part]
+    if settings.get("dataset") == "mnist":
+        settings["data_dir"] = data_dir
+    return dlsgan.Config(**settings)
+
+
+def train(name: str, minutes: float, data_dir: str = "") -> Path:
+    """Trains a run, or goes on with it where it stopped. Returns its folder."""
+    out = CHECKPOINTS / f"{minutes:g}-minutes" / name
+    config = configure(name, data_dir)
+    clock = out / "processor.json"
+    used = 0.0
+    if resume := (out / "checkpoint.pt").exists():
+        config = dlsgan.read_checkpoint(out)[0]
+        used = json.loads(clock.read_text())["seconds"]
+    else:
+        images = images_within(minutes, config, CHECKPOINTS / "seconds_per_image.json")
+        config = dataclasses.replace(config, images=images, out=str(out))
+    start = time.process_time()
+    for line in dlsgan.train(config, resume):
+        if "l_enc" in line:
+            cli.write_json(clock, {"seconds": used + time.process_time() - start})
+    return out
+
+
+def judge(checkpoint: str | Path, data_dir: str = "") -> dict:
+    """All judges on a checkpoint or the folder of a run: {measure: number or list of numbers}."""
+    config, _ = dlsgan.read_checkpoint(checkpoint)
+    known = config.dataset in ("cartoon", "mnist")
+    dlsgan.require(
+        known, f"{checkpoint} was trained on {config.dataset}: there are judges for cartoon and mnist"
+    )
+    config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
+    model = dlsgan.load_model(checkpoint, "cpu")
+    test = dlsgan.to_float(dlsgan.LOADERS[config.dataset](config)[1][:2000])
+    result = judges.quality(model, test)
+    if config.dataset == "cartoon":
+        regressor = judges.factor_regressor(CHECKPOINTS / "judges", config.resolution)
+        result |= judges.factors(model, regressor)
+    else:
+        classifier, accuracy = judges.digit_classifier(CHECKPOINTS / "judges", config)
+        result |= judges.digits(model, classifier, test[:1000]) | {"classifier_accuracy": accuracy}
+    return result
+
+
+def rounded(x: object) -> object:
+    """Numbers to four digits, in lists and dicts, too."""
+    if isinstance(x, dict):
+        return {key: rounded(value) for key, value in x.items()}
+    if isinstance(x, list):
+        return [rounded(value) for value in x]
+    return round(x, 4) if isinstance(x, float) else x
+
+
+def key_of(name: str, minutes: float) -> str:
+    return f"{name}, {minutes:g} min"
+
+
+def run(name: str, minutes: float, data_dir: str) -> dict:
+    """Trains and judges a run."""
+    out = train(name, minutes, data_dir)
+    config, state = dlsgan.read_checkpoint(out)
+    history = json.loads(state["history"])
+    columns = ("images", "l_enc", "active", "spread", "psnr_gain_generated", "psnr_gain_test")
+    return {
+        "command": f"python -m toy_experiments.settings run {name} --minutes {minutes:g}",
+        "dataset": config.dataset,
+        "images": config.images,
+        "seed": config.seed,
+        "machine": cli.processor(),
+        "threads": config.threads,
+        "processor_minutes": round(json.loads((out / "processor.json").read_text())["seconds"] / 60, 2),
+        "measures": rounded(judge(out, data_dir)),
+        "curves": [rounded({key: line[key] for key in columns}) for line in history if "l_enc" in line],
+    }
+
+
+def summary(name: str, r: dict) -> str:
+    """A line of the printout."""
+    m = r["measures"]
+    text = (
+        f"{name}: {r['images']:,} images, L_enc {m['l_enc']:.2f}, {m['active']} live, "
+        f"spread {m['spread']:.2f}, test {m['psnr_gain_test']:+.1f} dB, SWD ratio {m['swd_ratio']:.2f}, "
+    )
+    if "kept" in m:
+        return text + f"readable {m['readable']:.2f} of {m['readable_test']:.2f}, kept {m['kept']:.2f}"
+    return text + f"{known_factors(m['r2_reconstructions'])} factors of 8"
+
+
+def known_factors(scores: list[float], least: float = 0.8) -> int:
+    return sum(score >= least for score in scores)
+
+
+def row(name: str, r: dict) -> list[str]:
+    """The cells of a run, under their headings in `table`."""
+    m = r["measures"]
+    cells = [name, f"{r['images']:,}", f"{m['l_enc']:.2f}", str(m["active"])]
+    cells += [f"{m['v'][8]:.2f}, {m['v'][11]:.2f}", f"{m['spread']:.2f}"]
+    cells += [f"{m['psnr_gain_generated']:+.1f}, {m['psnr_gain_test']:+.1f}", f"{m['swd_ratio']:.2f}"]
+    if "kept" in m:
+        cells += [f"{m['readable']:.2f} / {m['readable_test']:.2f}", str(m["classes"]), f"{m['kept']:.2f}"]
+    else:
+        for key in ("r2_latents", "r2_reconstructions"):
+            cells.append(f"{known_factors(m[key])} ({min(m[key]):.2f})")
+    return cells
+
+
+def table(results: dict) -> str:
+    """Markdown: a table for each data set, a row a run."""
+    columns = [
+        "run",
+        "images",
+        "L_enc",
+        "live",
+        "v, 9th, 12th",
+        "spread",
+        "gain generated, test",
+        "SWD ratio",
+    ]
+    own = {
+        "cartoon": ["factors from latents (least R^2)", "from reconstructions (least R^2)"],
+        "mnist": ["readable / test digits", "classes", "kept"],
+    }
+    lines = []
+    for dataset, more in own.items():
+        runs = {name: r for name, r in results.items() if r["dataset"] == dataset}
+        if runs:
+            headings = columns + more
+            lines += ["", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+            lines += [f"| {' | '.join(row(name, r))} |" for name, r in runs.items()]
+    return "\n".join(lines[1:])
+
+
+PANELS = {  # measure: title and the bar to meet, if there is one
+    "l_enc": ("L_enc", 0.15),
+    "active": ("live dimensions", None),
+    "spread": ("spread", 0.95),
+    "psnr_gain_generated": ("gain, generated, dB", None),
+    "psnr_gain_test": ("gain, test, dB", 5.0),
+    "swd_ratio": ("SWD ratio", 1.3),
+}
+
+
+def draw(results: dict, dataset: str, path: Path) -> None:
+    """All measures of the runs on a data set, a row a run; dashed: what the default run should reach."""
+    runs = {name: r for name, r in results.items() if r["dataset"] == dataset}
+    figure = Figure((13, 2.2 + 0.3 * len(runs)), layout="constrained")
+    axes = figure.subplots(1, 8, width_ratios=(1, 1, 1, 1, 1, 1, 2.4, 2.4))
+    for axis, key in zip(axes, PANELS, strict=False):
+        title, aim = PANELS[key]
+        figures.bars(axis, [r["measures"][key] for r in runs.values()], title, aim)
+    axes[0].set_yticks(range(len(runs)), runs, fontsize=8)
+    measures = [r["measures"] for r in runs.values()]
+    if dataset == "cartoon":
+        for axis, key in zip(axes[6:], ("r2_latents", "r2_reconstructions"), strict=True):
+            rows = [m[key] for m in measures]
+            figures.heat_map(axis, rows, dlsgan.CARTOON_FACTORS, f"R^2 from {key.removeprefix('r2_')}")
+    else:
+        rows = [[m["readable"], m["readable_test"], m["classes"] / 10, m["kept"]] for m in measures]
+        names = ("readable samples", "readable test digits", "classes / 10", "class kept")
+        figures.heat_map(axes[6], rows, names, "digits")
+        axes[7].axis("off")
+    figure.savefig(path, dpi=110)
+
+
+def print_measures(measures: dict) -> None:
+    """A measure a line; lists, such as v, are cut after sixteen numbers."""
+    for key, value in measures.items():
+        numbers = value if isinstance(value, list) else [value]
+        print(f"{key:22}{' '.join(f'{x:.4g}' for x in numbers[:16])}")
+    if "r2_latents" in measures:
+        print(f"{'factors':22}{', '.join(dlsgan.CARTOON_FACTORS)}")
+
+
+def main(what: str, names: tuple = (), minutes: float = 6.0, data_dir: str = "data/mnist") -> dict:
+    torch.set_num_threads(1)
+    path = RESULTS / "settings.json"
+    results = cli.read_runs(path)
+    if what == "judge":
+        dlsgan.require(len(names) == 1, "judge needs one checkpoint or folder of a run")
+        measures = judge(names[0], data_dir if dlsgan.read_checkpoint(names[0])[0].dataset == "mnist" else "")
+        print_measures(measures)
+        return measures
+    if what == "run":
+        dlsgan.require(0 < minutes < 10_000, f"--minutes {minutes} is out of range")
+        for name in names:
+            configure(name)  # a wrong name is told before hours of training
+        for name in names or [name for name in LIST if key_of(name, minutes) not in results]:
+            result = run(name, minutes, data_dir)
+            results = cli.read_runs(path) | {key_of(name, minutes): result}  # other runs may have finished
+            cli.write_runs(path, results, results)
+            print(summary(key_of(name, minutes), result), flush=True)
+        return results
+    dlsgan.require(results, "no run is kept yet: python -m toy_experiments.settings run base")
+    if what == "figure":
+        for dataset, name in (("cartoon", "settings.png"), ("mnist", "settings_mnist.png")):
+            if any(r["dataset"] == dataset for r in results.values()):
+                draw(results, dataset, RESULTS / name)
+    print(table(results))
+    return results
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__)
+    parser.add_argument("what", choices=("run", "table", "figure", "judge"))
+    parser.add_argument("names", nargs="*", help=f"runs: {', '.join(CHANGES)}, joined by +; or a checkpoint")
+    parser.add_argument("--minutes", type=float, default=6.0, help="processor time of a run (default: 6)")
+    parser.add_argument("--data-dir", default="data/mnist", help="where MNIST is (default: data/mnist)")
+    with cli.one_line("settings"):
+        main(**vars(parser.parse_args()))
