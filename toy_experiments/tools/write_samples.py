@@ -13,7 +13,7 @@ of the angle between them, while the length goes linearly from one to the other.
 shrink on the way, and the images with it become more alike. It writes numbered frames and walk.gif, whose
 256 colours a frame are the format's own.
 
-`grid` writes the first samples as one picture.
+`make_grid` writes the first samples as one picture.
 
 Nothing is overwritten: a folder must be new or empty, a file must not be there. A model may be the folder of
 a run, a checkpoint, or a file of pretrained/. Expected printout: what was written, and where. Some hundred
