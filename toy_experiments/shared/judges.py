@@ -146,7 +146,10 @@ def kept_network(path: Path, resolution: int, outputs: int, train: Callable[[], 
     if not path.exists():
         dlsgan.save_checkpoint(path, train().state_dict())
     network = classifiers.judge_network(resolution, outputs)
-    with dlsgan.explain(f"{path} is not a judge of {resolution}x{resolution} (delete it to train another)"):
+    with dlsgan.explain(
+        f"{path} is not a judge of {resolution}x{resolution} (delete it to train another)",
+        *dlsgan.LOADING_FAULTS,
+    ):
         network.load_state_dict(torch.load(path, weights_only=True))
     return network.eval().requires_grad_(False)
 
