@@ -71,6 +71,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -82,6 +83,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, distributed, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 try:
@@ -1459,6 +1462,62 @@ def moments_fit(optimizer: torch.optim.Optimizer) -> bool:
     return all(state[k].shape == weight.shape for weight, state in states for k in ("exp_avg", "exp_avg_sq"))
 
 
+class PeakMemory(TorchDispatchMode):
+    """Inside `with`, counts the bytes of the tensors that operations make and that are alive; `peak` is the
+    most there were. On the meta device tensors have sizes but no content, so that nothing is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages = set()  # several tensors may be views of one
+        self.alive = 0
+        self.peak = 0
+
+    def free(self, storage: int, size: int) -> None:
+        self.storages.remove(storage)
+        self.alive -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            storage = x.untyped_storage() if isinstance(x, torch.Tensor) else None
+            if storage is not None and id(storage) not in self.storages:
+                self.storages.add(id(storage))
+                self.alive += storage.nbytes()
+                weakref.finalize(storage, self.free, id(storage), storage.nbytes())
+        self.peak = max(self.peak, self.alive)
+        return out
+
+
+def training_memory(config: Config) -> int:
+    """Bytes that training takes on its device at most, in float32 and without the convolutions' workspace:
+    two steps with their penalty on the meta device."""
+    with PeakMemory() as memory:
+        with torch.device("meta"):
+            state = TrainingState(config, torch.device("meta"))
+        shape = (config.batch_size, image_channels(config), config.resolution, config.resolution)
+        real = torch.empty(shape, device="meta")
+        for _ in range(2):  # in the second, Adam's moments are there from the beginning
+            train_step(state.model, state.optimizers, real, state.rng, config.loss, penalty_weight=1.0)
+    return memory.peak
+
+
+def check_memory(config: Config, device: torch.device) -> None:
+    """UserError if a GPU has too little free memory for this training, before anything is loaded."""
+    if device.type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    needed = training_memory(config)
+    if needed > free:
+        least = training_memory(dataclasses.replace(config, batch_size=1))
+        each = (needed - least) / max(1, config.batch_size - 1)  # bytes are linear in the batch
+        fitting = 1 + int((free - least) / each) if free > least else 0
+        advice = f"--batch-size {fitting} would fit" if fitting else "not even --batch-size 1 fits"
+        gigabytes = (
+            f"training needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}"
+        )
+        raise UserError(f"{gigabytes}: {advice}")
+
+
 def upgrade_names(old: dict) -> dict:
     """Settings or metrics of an older checkpoint by today's names; `width` was a factor on all channels."""
     new = {re.sub("^gain_", "psnr_gain_", name): value for name, value in old.items()}
@@ -1692,6 +1751,7 @@ def train(config: Config, resume: bool = False, init_from: str | Path = "") -> I
     init_from  a checkpoint whose averaged weights and latent scale to start from
     """
     device = prepare(config)
+    check_memory(config, device)
     rank, _ = rank_and_world_size()
     if not resume:
         config = dataclasses.replace(config, image_channels=detect_channels(config))

@@ -1733,6 +1733,161 @@ def test_the_gallery_anew(monkeypatch):
     assert Path("kept/failure_gallery.png").exists()
 
 
+# ---- Devices that are not here: bfloat16 and the memory of a GPU -------------------------------------------
+
+# Each of the four losses, without a penalty and with its own, trains the same small model from the same seed
+# in bfloat16 and in float32. Networks whose weights move apart by rounding do so ever faster: only 30 steps.
+PRECISION_STEPS = 30
+
+
+def train_in_precision(
+    loss: str, penalty_weight: float, bf16: bool, seed: int = 0
+) -> tuple[list[dict], dlsgan.DLSGAN]:
+    """The scalars of each step, every second one with a penalty, and the model."""
+    sizes = {"resolution": 8, "latent_dim": 4, "channel_base": 256, "channel_max": 32, "mapping_layers": 1}
+    config = dlsgan.Config(**sizes, lr=1e-3, scale_window=20)
+    torch.manual_seed(seed)
+    state = dlsgan.TrainingState(config, torch.device("cpu"))
+    images, _ = dlsgan.cartoon_faces(8 * PRECISION_STEPS, 8)
+    lines = []
+    for step, real in enumerate(images.split(8)):
+        weight = penalty_weight if step % 2 == 0 else 0.0
+        scalars = dlsgan.train_step(state.model, state.optimizers, real, state.rng, loss, 3.0, weight, bf16)
+        lines.append({name: value.item() for name, value in scalars.items()})
+    return lines, state.model
+
+
+def farthest(a: list[dict], b: list[dict], name: str) -> float:
+    return max(abs(x[name] - y[name]) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("penalty_weight", [0.0, 5.0])
+@pytest.mark.parametrize("loss", dlsgan.LOSSES)
+def test_bfloat16_trains_as_float32_does(loss, penalty_weight):
+    full, _ = train_in_precision(loss, penalty_weight, bf16=False)
+    half, model = train_in_precision(loss, penalty_weight, bf16=True)
+    assert all(math.isfinite(value) for line in half for value in line.values())
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
+    assert model.latent_scale.v.dtype == torch.float32 and model.latent_scale.v.isfinite().all()
+    assert farthest(full, half, "logits_fake") > 0  # autocast was on
+    assert farthest(full, half, "l_enc_train") < 0.02
+    penalties = [line["penalty"] for line in half]
+    assert (max(penalties) > 0) == (penalty_weight > 0)
+    assert farthest(full, half, "penalty") < 0.1 * max(1e-9, *penalties) or not penalty_weight
+
+
+def test_the_tolerance_is_one_that_another_run_does_not_meet():
+    full, _ = train_in_precision("nsgan", 5.0, bf16=False)
+    other, _ = train_in_precision("nsgan", 5.0, bf16=True, seed=1)
+    assert farthest(full, other, "l_enc_train") > 0.1
+    l_enc = [line["l_enc_train"] for line in full]
+    assert max(l_enc) - min(l_enc) > 0.2  # and in which something happens
+
+
+MEASURE = """
+import re, sys
+import torch
+import dlsgan
+
+def resident(key):
+    with open("/proc/self/status") as file:
+        return 1024 * int(re.search(key + r":\\s+(\\d+)", file.read())[1])
+
+torch.set_num_threads(1)
+config = dlsgan.Config(**eval(sys.argv[1]))
+small = dlsgan.TrainingState(dlsgan.Config(resolution=8), torch.device("cpu"))
+dlsgan.train_step(small.model, small.optimizers, torch.zeros(2, 3, 8, 8), small.rng)  # loads libraries
+before = resident("VmRSS")
+state = dlsgan.TrainingState(config, torch.device("cpu"))
+real = torch.zeros(config.batch_size, 3, config.resolution, config.resolution)
+real = real.to(memory_format=torch.channels_last)
+for _ in range(2):
+    dlsgan.train_step(state.model, state.optimizers, real, state.rng, config.loss, 1.0, 1.0)
+print(resident("VmHWM") - before)
+"""
+
+
+def test_peak_counts_what_is_alive_at_once():
+    with dlsgan.PeakMemory() as memory:
+        a = torch.empty(1000, device="meta")  # 4,000 bytes
+        view = a.view(10, 100).T  # none
+        b = a + 1  # 8,000
+        del b
+        c = view * 2  # 8,000 again
+        a.add_(1)
+    assert memory.peak == 8000
+    del a, view, c
+    assert memory.alive == 0 and not memory.storages
+
+
+def test_peak_counts_what_a_backward_pass_needs():
+    """y = exp(exp(x)): each exp keeps its output, and the gradient has one copy more at a time."""
+    with dlsgan.PeakMemory() as memory:
+        x = torch.empty(1000, device="meta", requires_grad=True)
+        x.exp().exp().sum().backward()
+    assert 4 * 4000 <= memory.peak <= 6 * 4000
+
+
+def test_weights_averages_moments_and_gradients_are_in_it():
+    """With a batch of one tiny image little else is: weights, averages, two moments and gradients."""
+    config = dlsgan.Config(resolution=8, latent_dim=8, channel_base=4096, channel_max=256, batch_size=1)
+    weights = sum(p.numel() for p in dlsgan.build(config).parameters())
+    assert 5 * 4 * weights < dlsgan.training_memory(config) < 8 * 4 * weights
+
+
+def test_memory_is_linear_in_the_batch():
+    settings = dlsgan.PRESETS["cartoon"]
+    few, more, most = (
+        dlsgan.training_memory(dlsgan.Config(**settings | {"batch_size": n})) for n in (8, 16, 32)
+    )
+    assert most - more == pytest.approx(2 * (more - few), rel=0.02)
+    assert more > 1.3 * few
+
+
+@pytest.mark.parametrize("loss", ["nsgan", "wgan-gp"])
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured by Linux")
+def test_estimate_and_the_systems_account_agree(loss):
+    settings = {"resolution": 32, "channel_base": 2048, "channel_max": 128, "batch_size": 48, "loss": loss}
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "OMP_NUM_THREADS": "1",
+    }  # freed is given back
+    folder = Path(dlsgan.__file__).parent
+    line = [sys.executable, "-c", MEASURE, repr(settings)]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=folder, check=True)
+    measured = int(done.stdout.splitlines()[-1])
+    estimated = dlsgan.training_memory(dlsgan.Config(**settings))
+    print(f"{loss}: estimated {estimated / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    assert measured > 100e6
+    assert 1 / 1.5 < measured / estimated < 1.5
+
+
+def test_the_celeba_preset_fits_a_gpu_of_eight_gigabytes():
+    """At batch 32, on the meta device: nothing of it is allocated here."""
+    config = dlsgan.Config(**dlsgan.PRESETS["celeba"])
+    assert config.batch_size == 32
+    assert 2e9 < dlsgan.training_memory(config) < 6e9
+
+
+def test_a_gpu_with_too_little_memory_is_refused_early(monkeypatch):
+    """The message names the free memory, the needed memory and the largest batch that fits."""
+    config = tiny(resolution=32, batch_size=32, channel_base=1024, channel_max=64)
+    needed = dlsgan.training_memory(config)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed // 2, needed))
+    with pytest.raises(
+        dlsgan.UserError, match=r"needs about .* GB, and .* GB are free on cuda: --batch-size \d+"
+    ) as refused:
+        dlsgan.check_memory(config, torch.device("cuda"))
+    batch = int(re.search(r"--batch-size (\d+)", str(refused.value))[1])
+    fits = [dlsgan.training_memory(dataclasses.replace(config, batch_size=n)) for n in (batch, batch + 2)]
+    assert fits[0] <= needed // 2 < fits[1]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, needed))
+    with pytest.raises(dlsgan.UserError, match="not even --batch-size 1 fits"):
+        dlsgan.check_memory(config, torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed, needed))
+    dlsgan.check_memory(config, torch.device("cuda"))
+
+
 # ---- Nothing lost: kills, faults, damaged input, several processes -----------------------------------------
 
 

@@ -59,7 +59,8 @@ def half_precision(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def write(path: Path, config: dlsgan.Config, images: int, weights: dict[str, torch.Tensor]) -> None:
     """A checkpoint of weights alone; paths and device of the machine it was trained on are left out."""
     clean = dataclasses.replace(config, data_dir="", out="", device="auto", threads=0)
-    state = {"format": dlsgan.CHECKPOINT_VERSION, "config": dataclasses.asdict(clean), "images": images}
+    settings = dataclasses.asdict(clean) | {"data_dir": ""}
+    state = {"format": dlsgan.CHECKPOINT_VERSION, "config": settings, "images": images}
     state["ema"] = {name: x.contiguous() for name, x in weights.items()}
     with dlsgan.explain(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -112,7 +112,7 @@ def curves(runs: list[Run], test: Tensor | None, panels: dict[str, tuple[str, st
             values = np.array(lines[key])
             axis.plot(thousands, values, marker=".", color=run.colour, label=run.label)
             if key.startswith("psnr"):
-                mean_image = values - lines[key.replace("psnr", "gain")]
+                mean_image = values - lines[key.replace("psnr", "psnr_gain")]
                 if key.endswith("generated"):  # each run has a mean of its own generated images
                     label = f"mean image, {run.label}"
                     axis.plot(thousands, mean_image, ":", color=run.colour, label=label)

@@ -43,7 +43,7 @@ def gradients_of_a_step(levers, penalty_weight=4.0):
         real = 2 * torch.rand(3, 3, 32, 32, dtype=torch.float64) - 1
         z = torch.randn(3, 8, dtype=torch.float64)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dlsgan, "prior", lambda *arguments: z)
+            patch.setattr(dlsgan, "sample_latents", lambda *arguments: z)
             dlsgan.train_step(model, optimizers, real, torch.Generator(), penalty_weight=penalty_weight)
         return [a.detach() - b for a, b in zip(model.parameters(), before, strict=True)]
 
@@ -81,7 +81,7 @@ def test_the_floor_counts_what_pytorch_counts():
     outputs."""
     config = dlsgan.Config(resolution=32, channel_base=512, channel_max=32, latent_dim=16, mapping_layers=3)
     model = dlsgan.build(config)
-    channels = {r: dlsgan.channels_at(r, 0.0625) for r in (4, 8, 16, 32)}
+    channels = {r: dlsgan.channels_at(r, 512, 32) for r in (4, 8, 16, 32)}
     inputs = (torch.randn(2, 16), model.generator), (torch.randn(2, 3, 32, 32), model.discriminator)
     filters = (
         sum(r * r * channels[r] for r in (8, 16, 32)),
