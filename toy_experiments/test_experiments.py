@@ -109,7 +109,7 @@ def test_cartoon_runs_are_kept_and_not_repeated(monkeypatch, capsys):
     original = cartoon_factors.measure
     monkeypatch.setattr(cartoon_factors, "RESULTS", Path("kept"))
     monkeypatch.setattr(cartoon_factors, "measure", lambda *arguments: original(*arguments, n=150))
-    small = {key: TINY[key] for key in ("resolution", "width", "latent_dim")}
+    small = {key: TINY[key] for key in ("resolution", "channel_base", "channel_max", "latent_dim")}
     monkeypatch.setattr(cartoon_factors, "SETTINGS", cartoon_factors.SETTINGS | small)
     first = cartoon_factors.main(("2-0",), images=16)
     assert first["2-0"]["images"] == 16 and len(first["2-0"]["v"]) == TINY["latent_dim"]

@@ -102,7 +102,7 @@ def test_kl_divergence_against_torch_distributions():
 
 
 def test_perceptual_features_are_those_inside_the_discriminator():
-    discriminator = dlsgan.Discriminator(32, 3, 4, 0.02)
+    discriminator = dlsgan.Discriminator(32, 3, 4, 164, 10)
     seen = []
     discriminator.blocks[2].register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
     x = torch.randn(2, 3, 32, 32)
@@ -115,7 +115,7 @@ def test_perceptual_features_are_those_inside_the_discriminator():
 def first_step(config, images, kind):
     """The encoder as stage 2 begins with it, its first images, and its first noise."""
     torch.manual_seed(config.seed + 1)
-    encoder = dlsgan.Discriminator(16, 3, 8 if kind == "variational" else 4, config.width)
+    encoder = dlsgan.Discriminator(16, 3, 8 if kind == "variational" else 4, config.channel_base, config.channel_max)
     x = dlsgan.to_float(next(dlsgan.batches(images, 4, config.seed + 1, 0, False)))
     noise = torch.randn(4, 4, generator=torch.Generator().manual_seed(config.seed))
     return encoder, x, noise
@@ -337,7 +337,7 @@ def test_the_page_tells_of_descent_what_was_measured():
 def stand_in_eigengan(config, images, path, record):
     """For the experiment, with a latent_dim of its own."""
     record["seconds"] = 1.0
-    generator = dlsgan.Generator(16, 3, 8, 1, 0.02).requires_grad_(False)
+    generator = dlsgan.Generator(16, 3, 8, 1, 164, 10).requires_grad_(False)
     generator.latent_dim = 8
     return generator
 
@@ -555,8 +555,8 @@ def test_a_block_adds_the_subspace_before_and_after_the_up_sampling():
 
 def test_eigengan_training_step_against_separate_losses():
     torch.manual_seed(0)
-    generator = double(eigengan.EigenGenerator(16, 1, 14, 0.02))
-    discriminator = double(dlsgan.Discriminator(16, 1, 1, 0.02))
+    generator = double(eigengan.EigenGenerator(16, 1, 14, 164, 10))
+    discriminator = double(dlsgan.Discriminator(16, 1, 1, 164, 10))
     real, z = torch.rand(3, 1, 16, 16).double(), torch.randn(3, 14).double()
     networks = (generator, discriminator)
     optimizers = [torch.optim.SGD(network.parameters(), 1.0) for network in networks]
@@ -596,7 +596,7 @@ def test_eigengan_stays_orthonormal_and_goes_on_where_it_stopped(subspaces):
 
 def test_eigengan_needs_room_for_noise():
     with pytest.raises(dlsgan.UserError, match="leaves no noise"):
-        eigengan.EigenGenerator(32, 3, 18, 0.02)
+        eigengan.EigenGenerator(32, 3, 18, 164, 10)
 
 
 def test_a_traversal_moves_one_dimension():
