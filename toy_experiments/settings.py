@@ -20,8 +20,9 @@ ignores. Digits: share of samples that a classifier reads with a confidence abov
 digits; how many of the ten classes make up 5 to 15% of the samples; share of test digits whose reconstruction
 is read as the same digit.
 
-Expected printout of `run base --minutes 5`:
-    EXPECTED
+Kept so far is one run, of five minutes, which is too short: at its end L_enc has only begun to fall.
+Expected printout of `run base --minutes 5` (two cores of an AMD EPYC with AVX2, one thread, seed 0):
+    base, 5 min: 14,408 images, L_enc 0.97, 0 live, spread 0.79, test -0.1 dB, SWD ratio 4.90, 0 factors of 8
 """
 
 import dataclasses
@@ -227,7 +228,7 @@ PANELS = {  # measure: title and the bar to meet, if there is one
 def draw(results: dict, dataset: str, path: Path) -> None:
     """All measures of the runs on a data set, a row a run; dashed: what the default run should reach."""
     runs = {name: r for name, r in results.items() if r["dataset"] == dataset}
-    figure = Figure((13, 2.2 + 0.3 * len(runs)), layout="constrained")
+    figure = Figure((13, 2.4 + 0.3 * len(runs)), layout="constrained")
     axes = figure.subplots(1, 8, width_ratios=(1, 1, 1, 1, 1, 1, 2.4, 2.4))
     for axis, key in zip(axes, PANELS, strict=False):
         title, aim = PANELS[key]
@@ -243,6 +244,9 @@ def draw(results: dict, dataset: str, path: Path) -> None:
         names = ("readable samples", "readable test digits", "classes / 10", "class kept")
         figures.heat_map(axes[6], rows, names, "digits")
         axes[7].axis("off")
+    figure.suptitle(
+        f"{dataset}: runs at equal processor time; dashed: what the default run aims at", fontsize=10
+    )
     figure.savefig(path, dpi=110)
 
 

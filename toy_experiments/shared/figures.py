@@ -57,14 +57,16 @@ def traversals(
 def bars(axis: Axes, values: list[float], title: str, aim: float | None = None) -> None:
     """A horizontal bar with its number for each value, the first on top, and a dashed line at the aim."""
     drawn = axis.barh(range(len(values)), values, color="#7fa3c7")
-    axis.bar_label(drawn, fmt=" %.3g", fontsize=8)
+    labels = [f" {value:.2f} " if isinstance(value, float) else f" {value} " for value in values]
+    axis.bar_label(drawn, labels, fontsize=8)
     low = min(0, *values)
     high = max(0, aim or 0, *values)
-    room = 0.35 * (high - low) + 1e-6  # for the numbers; all values may be 0
+    room = 0.6 * (high - low) + 1e-6  # for the numbers; all values may be 0
     axis.set(xlim=(low - room * (low < 0), high + room), ylim=(len(values) - 0.5, -0.5), xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
     axis.set_title(title, fontsize=9)
     if aim is not None:
-        axis.axvline(aim, color="#d1495b", linestyle="--", linewidth=1)
+        axis.axvline(aim, color="#d1495b", linestyle="--", linewidth=1, zorder=0)
 
 
 def heat_map(axis: Axes, rows: list[list[float]], columns: Sequence[str], title: str) -> None:

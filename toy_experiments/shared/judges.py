@@ -164,7 +164,7 @@ def factor_regressor(folder: Path, resolution: int, steps: int = 1500) -> nn.Mod
     return kept_network(folder / f"factors-{resolution}.pt", resolution, 8, train)
 
 
-def digit_classifier(folder: Path, config: dlsgan.Config, steps: int = 3000) -> tuple[nn.Module, float]:
+def digit_classifier(folder: Path, config: dlsgan.Config, steps: int = 2000) -> tuple[nn.Module, float]:
     """Reads MNIST's digits, and its accuracy on the test images. Two minutes on one core."""
     images, test_images = dlsgan.load_mnist(config)
     labels, test_labels = mnist_labels(config.data_dir)
