@@ -115,7 +115,9 @@ def test_perceptual_features_are_those_inside_the_discriminator():
 def first_step(config, images, kind):
     """The encoder as stage 2 begins with it, its first images, and its first noise."""
     torch.manual_seed(config.seed + 1)
-    encoder = dlsgan.Discriminator(16, 3, 8 if kind == "variational" else 4, config.channel_base, config.channel_max)
+    encoder = dlsgan.Discriminator(
+        16, 3, 8 if kind == "variational" else 4, config.channel_base, config.channel_max
+    )
     x = dlsgan.to_float(next(dlsgan.batches(images, 4, config.seed + 1, 0, False)))
     noise = torch.randn(4, 4, generator=torch.Generator().manual_seed(config.seed))
     return encoder, x, noise
@@ -548,7 +550,7 @@ def test_a_block_adds_the_subspace_before_and_after_the_up_sampling():
         return F.interpolate(x, scale_factor=2, mode="bilinear")
 
     inner = F.leaky_relu(h + block.point(phi), 0.2)
-    bias = (block.up.bias * block.up.scale)[:, None, None]
+    bias = (block.up.bias * block.up.bias_gain)[:, None, None]
     total = up(inner, slice(0, 4)) + up(phi, slice(4, 8)) + bias
     torch.testing.assert_close(block(h, z), block.conv(F.leaky_relu(total, 0.2)))
 
@@ -600,7 +602,7 @@ def test_eigengan_needs_room_for_noise():
 
 
 def test_a_traversal_moves_one_dimension():
-    generator = eigengan.EigenGenerator(16, 1, 16, 0.02).requires_grad_(False)
+    generator = eigengan.EigenGenerator(16, 1, 16, 164, 10).requires_grad_(False)
     generator.blocks[0].subspace.L[2] = 0.0
     still, moving = (eigengan.traverse(generator, 4 + i) for i in (2, 0))
     assert (still - still[:1]).abs().max() < 1e-6 and (moving - moving[:1]).abs().max() > 1e-3
