@@ -546,7 +546,7 @@ def test_a_block_adds_the_subspace_before_and_after_the_up_sampling():
     phi = block.subspace(z)
 
     def up(x, channels):  # one half of the joint convolution
-        x = F.conv2d(x, block.up.weight[:, channels] * block.up.gain, padding=1)
+        x = F.conv2d(x, block.up.weight[:, channels] * block.up.weight_gain, padding=1)
         return F.interpolate(x, scale_factor=2, mode="bilinear")
 
     inner = F.leaky_relu(h + block.point(phi), 0.2)
