@@ -1064,7 +1064,12 @@ def cache_images(files: list[str], config: Config) -> tuple[np.ndarray, np.ndarr
     return np.memmap(path, np.uint8, "r", offset=len(files), shape=shape), readable
 
 
-LOADERS = {"cartoon": load_cartoon, "mnist": load_mnist, "celeba": load_celeba, "folder": load_folder}
+LOADERS = {
+    "cartoon": load_cartoon,
+    "mnist": load_mnist,
+    "celeba": load_celeba,
+    "folder": load_folder,
+}
 
 
 def to_uint8(x: Tensor) -> Tensor:
