@@ -52,7 +52,6 @@ from toy_experiments import (
     eigengan_linear,
     exercises,
     export,
-    failure_gallery,
     floor,
     interfacegan,
     invert_by_optimization,
@@ -265,24 +264,6 @@ def test_decoding_always_scales():
     torch.testing.assert_close(model.reconstruct(x), model.generator(model.discriminator(x)[1] * s))
     assert torch.equal(model.sample(3, seed=5), model.sample(3, seed=5))
     assert not torch.equal(model.sample(3, seed=5), model.sample(3, seed=6))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_scale_finds_the_two_dimensions_of_a_planar_ring(seed):
-    found, lost = (two_dimensional.train("ring", seed, scale, steps=800) for scale in (True, False))
-    found, lost = (two_dimensional.measure(model, model.discriminator, "ring") for model in (found, lost))
-    assert found["live"] == 2
-    assert found["l_enc"] < 0.12  # measured: 0.01 to 0.03
-    assert lost["l_enc"] > 0.55  # measured: 0.66 to 0.72
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", two_dimensional.PLANAR)
-@pytest.mark.parametrize("seed", range(3))
-def test_two_live_dimensions_on_planar_data(name, seed):
-    result, _ = two_dimensional.run(name, seed)
-    assert result["with scale"]["live"] == 2 and result["with scale"]["l_enc"] <= 0.12
-    assert result["without scale"]["l_enc"] >= 0.55 and result["encoder afterwards"]["l_enc"] >= 0.55
 
 
 # ---- Part II: the networks -------------------------------------------------------------------------------------------
@@ -713,17 +694,6 @@ def test_linear_gaussian_claims():
     fixed, moved = result["correlated"].values()
     assert fixed["effective_dimensions"] > 4 and fixed["l_enc"] > 0.5  # the fixed point of a fixed, correlated A
     assert moved["effective_dimensions"] < 2.1 and moved["l_enc"] < 0.05  # and what is left when A moves
-
-
-@pytest.mark.parametrize("name", [*two_dimensional.PLANAR, "curve"])
-def test_planar_data_has_the_stated_shape(name):
-    x = two_dimensional.draw_data(name, 4000, torch.Generator().manual_seed(0))
-    assert x.shape == (4000, 2) and x.isfinite().all() and (x.std(0) > 0.4).all() and (x.std(0) < 1.3).all()
-    if name == "gaussian":
-        assert np.corrcoef(x.T.numpy())[0, 1] == pytest.approx(0.8, abs=0.03)
-    if name == "checkerboard":  # squares of one colour only
-        square = (x / 0.8 + 2).floor().long()
-        assert (square.sum(1) % 2 == 0).all() and square.min() == 0 and square.max() == 3
 
 
 def test_water_filling_against_its_conditions():
@@ -2299,74 +2269,12 @@ def steps_of_one_model(*steps):
 
 
 def test_encoder_loss_in_d_only_leaves_the_generator_to_the_adversary():
-    d_only = failure_gallery.changed_step(mnist.D_ONLY)
     whole, without = ((dlsgan.train_step, {"encoder_weight": weight}) for weight in (3.0, 0.0))
-    ours, both, none = steps_of_one_model((d_only, {"encoder_weight": 3.0}), whole, without)
-    assert torch.equal(ours[0], none[0]) and torch.equal(ours[1], both[1])
-    assert not torch.equal(ours[0], both[0]) and not torch.equal(ours[1], none[1])
-
-
-def test_a_changed_step_must_change_what_is_there():
-    with pytest.raises(ValueError, match="stands 0 times"):
-        failure_gallery.changed_step(("l_enc = everything", "l_enc = 0"))
-    unchanged = failure_gallery.changed_step()
-    first, second = steps_of_one_model((unchanged, {}), (dlsgan.train_step, {}))
-    assert all(map(torch.equal, first, second))
-
-
-def test_gradient_through_s_is_the_derivative_of_the_whole_loss():
-    """The mistaken L_enc depends on z_hat through s, too; its value for s from the batch is the same."""
-    step = failure_gallery.changed_step(*failure_gallery.GRADIENT_THROUGH_S)
-    ours, intact = steps_of_one_model((step, {}), (dlsgan.train_step, {}))
-    assert not torch.equal(ours[0], intact[0]) and not torch.equal(ours[1], intact[1])
-    assert torch.isfinite(torch.cat([*ours])).all()
-
-
-def test_the_mistakes_of_the_gallery_before_any_training():
-    """What each mistake breaks by construction, and what an intact model keeps."""
-    x, z = two_dimensional.draw_data("ring", 40, torch.Generator().manual_seed(0)), torch.randn(40, two_dimensional.D)
-    intact, normalised = failure_gallery.train(0), failure_gallery.train(0, first=failure_gallery.Normalise)
-    noisy = failure_gallery.train(0, between=failure_gallery.Noise)
-    crowd = failure_gallery.train(0, discriminator=failure_gallery.MinibatchStd)
-    assert torch.allclose(normalised.decode(3 * z), normalised.decode(z), atol=1e-5)  # the length of z is lost
-    assert not torch.allclose(intact.decode(3 * z), intact.decode(z), atol=1e-2)
-    assert torch.equal(intact.decode(z), intact.decode(z)) and not torch.equal(noisy.decode(z), noisy.decode(z))
-    for model, same in ((intact, True), (crowd, False)):
-        assert torch.allclose(model.encode(x)[:4], model.encode(x[:4]), atol=1e-6) == same
-    features = crowd.discriminator.body(x[:8])
-    for i in range(2):  # the groups are {0, 2, 4, 6} and {1, 3, 5, 7}
-        std = features[i::2].std(0).mean()
-        expected = crowd.discriminator.head(torch.cat((features[i::2], std.expand(4, 1)), 1))[:, 1:]
-        assert torch.allclose(crowd.encode(x[:8])[i::2], expected, atol=1e-6)
-
-
-def gallery_claims(kept):
-    """The sentences of failure_gallery's docstring, on its results."""
-    measures = {name: run["measures"] for name, run in kept["runs"].items()}
-    intact = measures.pop("intact")
-    assert intact["live dimensions"] == 2 and intact["error of reconstructions, data"] < 0.15 and intact["L_enc"] < 0.02
-    revealing = {name: kept["runs"][name]["revealed by"] for name in measures}
-    for name, key in revealing.items():
-        better, worse = sorted((abs(measures[name][key]), abs(intact[key])))
-        assert worse > 1.5 * better, name
-    collapsed = measures["loss on reconstructions"]
-    for key in ("L_enc", "error of reconstructions, generated", "spread"):
-        assert collapsed[key] < intact[key]
-    assert measures["gradient through s"]["live dimensions"] == 1
-
-
-def test_the_kept_gallery_shows_each_mistake():
-    kept = json.loads((failure_gallery.RESULTS / "failure_gallery.json").read_text())
-    gallery_claims(kept)
-    for name, run in kept["runs"].items():
-        assert failure_gallery.line(name, run, kept["runs"]["intact"]) in failure_gallery.__doc__
-
-
-@pytest.mark.slow
-def test_the_gallery_anew(monkeypatch):
-    monkeypatch.setattr(failure_gallery, "RESULTS", Path("kept"))
-    gallery_claims(failure_gallery.main())
-    assert Path("kept/failure_gallery.png").exists()
+    d_only = (mnist.encoder_loss_trains_d_only, {"encoder_weight": 3.0})
+    ours, both, none = steps_of_one_model(d_only, whole, without)
+    torch.testing.assert_close(ours[0], none[0])
+    torch.testing.assert_close(ours[1], both[1])
+    assert not torch.allclose(ours[0], both[0]) and not torch.allclose(ours[1], none[1])
 
 
 def small_mnist(monkeypatch):
@@ -3075,8 +2983,10 @@ def says(tag, *expected):
 def ring():
     """The three systems of the tutorial's ring: models and measures."""
     torch.set_num_threads(1)
-    found, lost = (two_dimensional.train("ring", seed=0, scale=scale) for scale in (True, False))
-    late = two_dimensional.encoder_afterwards(lost, seed=0)
+    steps = 1500
+    assert f"steps = {steps}\n" in "".join("".join(cell["source"]) for cell in tutorial_cells("code"))
+    found, lost = (two_dimensional.train("ring", seed=0, scale=scale, steps=steps) for scale in (True, False))
+    late = two_dimensional.encoder_afterwards(lost, seed=0, steps=steps)
     pairs = {"found": (found, found.discriminator), "lost": (lost, lost.discriminator), "late": (lost, late)}
     return {name: {"model": m, "encoder": e} | two_dimensional.measure(m, e, "ring") for name, (m, e) in pairs.items()}
 
@@ -3213,8 +3123,8 @@ def test_c13_entropy_is_largest_without_scale():
 
 def test_c14_the_scale_finds_the_ring(ring):
     """With the scale, the ring's generator keeps two live dimensions ($v > 1/2$) of its eight, and $L_{enc}$ ends below
-    0.12 [C14]."""
-    assert ring["found"]["live"] == 2 and 0 < ring["found"]["l_enc"] < 0.12
+    0.15 [C14]."""
+    assert ring["found"]["live"] == 2 and 0 < ring["found"]["l_enc"] < 0.15
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -3389,7 +3299,7 @@ def test_r01_the_pretrained_model():
 
 
 def test_r02_planar_data():
-    kept = json.loads((ROOT / "toy_experiments/results/two_dimensional.json").read_text())
+    kept = json.loads((ROOT / "toy_experiments/results/two_dimensional.json").read_text())["runs"]
     losses = [[run[key]["l_enc"] for runs in kept.values() for run in runs] for key in ("with scale", "without scale")]
     assert len(kept) == 5 and all(len(runs) == 3 for runs in kept.values())
     says("R02", *(f"{bound(values):.2f}" for values in losses for bound in (min, max)))
