@@ -1,5 +1,6 @@
 """Tests of the experiments at the top of this folder; those on planar data are in test_planar.py."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -303,3 +304,27 @@ def test_exercises_and_solutions_match():
     assert exercises.EXERCISES.keys() == exercises.SOLUTIONS.keys() and 8 <= len(exercises.EXERCISES) <= 14
     with_gradient = exercises.check("scale", lambda v: (len(v) * v / v.sum()).sqrt())  # the numbers are right
     assert not with_gradient
+
+
+def steps_of_one_model(*steps):
+    """The weights after one update of copies of a small model, each by its own step."""
+    torch.manual_seed(0)
+    first, weights = dlsgan.build(tiny()), []
+    for step, settings in steps:
+        model = copy.deepcopy(first)
+        networks = (model.generator, model.discriminator)
+        optimizers = [torch.optim.SGD(network.parameters(), 1.0) for network in networks]
+        step(model, optimizers, dlsgan.cartoon_faces(4, 16)[0], torch.Generator().manual_seed(0), **settings)
+        weights.append(
+            [torch.cat([p.detach().flatten() for p in network.parameters()]) for network in networks]
+        )
+    return weights
+
+
+def test_encoder_loss_in_d_only_leaves_the_generator_to_the_adversary():
+    whole, without = ((dlsgan.train_step, {"encoder_weight": weight}) for weight in (3.0, 0.0))
+    d_only = (mnist.encoder_loss_trains_d_only, {"encoder_weight": 3.0})
+    ours, both, none = steps_of_one_model(d_only, whole, without)
+    torch.testing.assert_close(ours[0], none[0])
+    torch.testing.assert_close(ours[1], both[1])
+    assert not torch.allclose(ours[0], both[0]) and not torch.allclose(ours[1], none[1])
