@@ -58,7 +58,7 @@ CURVES = {  # of the paper's figures
 
 
 def encoder_loss_trains_d_only(model: dlsgan.DLSGAN, *arguments, **settings) -> dict[str, Tensor]:
-    """`dlsgan.train_step` with the latent head reading a detached image: L_enc moves D as before, and no longer
+    """`dlsgan.train_step` with the latent head reading a detached image: L_enc moves D as before, no longer
     G."""
     forward = model.discriminator.forward
 
