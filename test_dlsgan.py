@@ -1529,6 +1529,18 @@ def test_a_training_starts_from_trained_weights(capsys):
     assert "the weights in a are of other sizes" in capsys.readouterr().err
 
 
+def test_a_resumed_run_says_that_its_images_are_others(capsys):
+    odd_images(Path("f"))
+    settings = flags(resolution=8, batch_size=2, images=4)
+    assert dlsgan.main(["--dataset", "f", "--out", "r", *settings]) == 0
+    assert dlsgan.main(["--resume", "r", "--images", "6"]) == 0
+    assert "not those of the checkpoint" not in capsys.readouterr().out
+    Image.new("RGB", (9, 9), "red").save("f/new.png")
+    assert dlsgan.main(["--resume", "r", "--images", "8"]) == 0
+    said = r"the images are not those of the checkpoint: \d \+ \d images, \w+ then, \d \+ \d images, \w+ now"
+    assert re.search(said, capsys.readouterr().out)
+
+
 def test_numbered_checkpoints_and_reports(monkeypatch):
     monkeypatch.setattr(dlsgan, "report", lambda model, test, history, path, title: Path(path).touch())
     list(dlsgan.train(tiny(out="r", images=4 * 430, resolution=8, keep_every=500)))
