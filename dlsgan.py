@@ -1953,6 +1953,14 @@ def claim_folder(name: str) -> str:
     raise UserError(f"all of {name}-2, {name}-3, ... are taken: name another --out")
 
 
+def discard_if_empty(folder: str) -> None:
+    """Gives back a claimed folder to which nothing was written."""
+    path = Path(folder)
+    if path.is_dir() and {file.name for file in path.iterdir()} <= {".lock"}:
+        (path / ".lock").unlink(missing_ok=True)
+        path.rmdir()
+
+
 def resume_config(given: dict) -> Config:
     """The settings of the run in given["resume"], with the changes that a resumed run may have."""
     folder = Path(given.pop("resume"))
@@ -1979,6 +1987,9 @@ def run(config: Config, resume: bool = False, init_from: str = "") -> None:
         ending = "finished"
     except KeyboardInterrupt:
         ending = f"stopped; go on with: python {os.path.relpath(__file__)} --resume {config.out}"
+    except UserError:
+        discard_if_empty(config.out)
+        raise
     files = sorted(file.name for file in Path(config.out).glob("*.*") if file.name[0] != ".")
     print(f"{ending}; in {config.out}: {', '.join(files)}")
 

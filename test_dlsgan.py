@@ -745,6 +745,7 @@ def test_data_that_cannot_be_used_gets_one_line(fault, capsys):
 
 def test_no_celeba_shows_where_to_get_it(capsys):
     assert dlsgan.main(["--dataset=celeba", *flags()]) == 2
+    assert not list(Path("runs").glob("*"))  # the folder that was claimed is given back
     first, *trees = capsys.readouterr().err.splitlines()
     assert first.startswith("dlsgan: no CelebA images (000001.jpg, ...) in data/celeba. ") and len(trees) == 6
     for tree, source in zip(
