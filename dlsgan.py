@@ -41,7 +41,7 @@ Changes from the paper, and choices where it is silent:
   * d = 512, Adam (1e-3, betas 0 and 0.99; mapping network 1e-5), x0.98 an epoch, 50 epochs: the author's 2021
     code.
 
-    python dlsgan.py                       cartoon faces drawn by this file, 32x32: 20 minutes on one CPU core
+    python dlsgan.py                       cartoon faces drawn by this file, 32x32: 18 minutes on one CPU core
     python dlsgan.py --dataset mnist       digits, 32x32: 16 minutes or less on two CPU cores
     python dlsgan.py --dataset celeba      the paper's CelebA-128: needs a GPU; says how long it will take
 """
