@@ -2061,4 +2061,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     os.environ["MPLBACKEND"] = "agg"  # that of a notebook, inherited by `!python dlsgan.py`, may be missing
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # between two steps, too, what is done is saved
     sys.exit(main())

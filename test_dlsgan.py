@@ -1316,6 +1316,18 @@ def test_sigterm_saves_and_says_how_to_go_on():
     assert "--resume r" in out and dlsgan.read_checkpoint("r")[1]["step"] > 0
 
 
+def test_sigterm_between_two_steps_saves_too():
+    code = """
+import os, runpy, signal, sys, tqdm
+tqdm.tqdm.set_postfix_str = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    start = f"import sys; sys.argv = {[str(ROOT / 'dlsgan.py'), *flags(images=400, resolution=8, out='r')]}"
+    done = subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--resume r" in done.stdout and dlsgan.read_checkpoint("r")[1]["step"] > 0
+
+
 def test_the_readme_commands_and_example():
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.S)
