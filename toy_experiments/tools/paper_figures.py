@@ -18,6 +18,7 @@ pictures go to results/paper/NAME/.
     interpolation   straight lines between the z_hat of test images
     traversal       the strongest dimensions of z, one at a time, the others at 0
     alignment       why a photo must be framed as the training images are
+    pair            in one picture: samples, reconstructions of test images, and v, of both models
 
 Expected printout: a line a figure, with the file's name, or why it is left out.
 """
@@ -177,6 +178,27 @@ def spectrum(runs: list[Run], test: Tensor | None) -> Figure:
     return figure
 
 
+def pair(runs: list[Run], test: Tensor, columns: int = 7) -> Figure:
+    """A column a model: samples, test images above their reconstructions, and the spectrum of v."""
+    figure = Figure((5.2 * len(runs), 6.6), layout="constrained")
+    axes = figure.subplots(3, len(runs), squeeze=False, height_ratios=(2, 4, 2.3))
+    for column, run in zip(axes.T, runs, strict=True):
+        e = run.kept["exported"]
+        rows = []
+        for x in test[: 2 * columns].split(columns):
+            rows += [x, run.model.reconstruct(x)]
+        samples = dlsgan.make_grid(run.model.sample(2 * columns).clamp(-1, 1).split(columns))
+        show(column[0], samples, f"{run.label}: samples")
+        column[0].title.set_color(run.colour)
+        gain = f"{e['psnr_gain_test']:+.1f} dB over the mean image"
+        show(column[1], dlsgan.make_grid(rows), f"test images, each row above its reconstructions\n{gain}")
+        v = sorted(e["v"], reverse=True)
+        column[2].bar(range(1, 1 + len(v)), v, color=run.colour)
+        column[2].set(xlabel="latent dimension, sorted", ylabel="v", ylim=(0, 1.1), xlim=(0, 1 + len(v)))
+        column[2].set_title(f"what the encoder recovers; L_enc {e['l_enc']:.2f}", fontsize=10)
+    return figure
+
+
 def interpolation(runs: list[Run], test: Tensor, rows: int = 5, steps: int = 7) -> Figure:
     model = runs[-1].model
     first = test[:rows]
@@ -246,8 +268,9 @@ FIGURES = {
     "interpolation": interpolation,
     "traversal": traversal,
     "alignment": alignment,
+    "pair": pair,
 }
-NEED_TEST = ("9-10", "11", "interpolation", "alignment")
+NEED_TEST = ("9-10", "11", "interpolation", "alignment", "pair")
 ONE_MODEL = ("11", "interpolation", "traversal", "alignment")  # the last one given, with scale
 
 

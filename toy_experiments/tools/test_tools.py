@@ -415,11 +415,11 @@ def test_every_figure_of_the_paper_is_drawn(kept, monkeypatch, capsys):
         paper_figures.Figure, "savefig", lambda figure, path, dpi: Path(path).write_text("drawn")
     )
     assert len(paper_figures.main(*both)) == len(paper_figures.FIGURES) - len(paper_figures.NEED_TEST)
-    assert capsys.readouterr().out.count("is left out: no CelebA images (") == 4
+    assert capsys.readouterr().out.count("is left out: no CelebA images (") == 5
     files = paper_figures.main(*both, data_dir="c")
-    assert len(files) == len(paper_figures.FIGURES) == 11
+    assert len(files) == len(paper_figures.FIGURES) == 12
     assert all(path.parent == Path("drawn/paper/with") for path in files)
-    assert len(paper_figures.main("pretrained/with.pt", "none", data_dir="c")) == 11
+    assert len(paper_figures.main("pretrained/with.pt", "none", data_dir="c")) == 12
     numbers = {part for name in paper_figures.FIGURES for part in name.split("-") if part.isdigit()}
     assert numbers == {str(i) for i in range(1, 12)}  # every figure of the paper
 
