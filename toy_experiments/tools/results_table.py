@@ -1,23 +1,30 @@
-"""Keeps the measures of finished runs as small JSON files, and prints them as the table of the README.
+"""Keeps the measures of finished runs as small JSON files, and prints them as the tables of the READMEs.
 
     python -m toy_experiments.tools.results_table add runs/cartoon "python dlsgan.py"
+    python -m toy_experiments.tools.results_table judge runs/cartoon
+    python -m toy_experiments.tools.results_table found
     python -m toy_experiments.tools.results_table table
     python -m toy_experiments.tools.results_table table --trials
     python -m toy_experiments.tools.results_table compare celeba64 celeba64-no-scale
     python -m toy_experiments.tools.results_table speed
 
-The first keeps toy_experiments/results/runs/cartoon.json; `table` prints the README's table in Markdown, and
-with --trials that of short runs that tried settings; `compare` prints runs side by side, one a column;
-`speed` prints the README's table of speeds. `compare` reads what `export_weights` measured of trained models,
-on more images than an evaluation in training.
+`add` keeps toy_experiments/results/runs/cartoon.json; `judge` writes into it what all judges of
+`toy_experiments.settings` say of the run, on 1,000 images. `found` prints the README's table of judged runs
+in Markdown, a row a setting, as mean and range over its seeds; `table` prints all kept runs at their last
+evaluation, and with --trials short runs that tried settings; `compare` prints runs side by side, one a
+column; `speed` prints the README's table of speeds. `compare` reads what `export_weights` measured of trained
+models, on more images than an evaluation in training.
 """
 
 import dataclasses
 import json
+import re
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import dlsgan
+from toy_experiments import settings
 from toy_experiments.shared import cli
 from toy_experiments.shared.cli import RESULTS
 
@@ -33,6 +40,15 @@ COLUMNS = {
     "SSIM, test": ("ssim_test", ".2f"),
     "images": ("images", ",d"),
     "minutes": ("minutes", ".1f"),
+}
+
+JUDGED = {
+    "L_enc": ("l_enc", ".2f"),
+    "live dimensions": ("active", "g"),
+    "spread": ("spread", ".2f"),
+    "generated, dB": ("psnr_gain_generated", "+.1f"),
+    "test, dB": ("psnr_gain_test", "+.1f"),
+    "distance of samples": ("swd_ratio", ".2f"),
 }
 
 COMPARED = {
@@ -85,6 +101,14 @@ def load(name: str) -> dict:
         return json.loads((FOLDER / f"{name}.json").read_text())
 
 
+def write(path: Path, result: dict) -> None:
+    """A result as JSON, a value a line, but the curves, which are many numbers, in one."""
+    text = json.dumps(result | {"curves": {}}, indent=1)
+    text = text.replace('"curves": {}', f'"curves": {json.dumps(result["curves"])}')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+
+
 def add(run: str, command: str, name: str = "", folder: Path | None = None, **more: dict) -> Path:
     """Writes NAME.json in results/runs (or another folder) from the evaluations of a run, and whatever else
     is to stand there; NAME is that of the run's folder, if none is given."""
@@ -92,22 +116,28 @@ def add(run: str, command: str, name: str = "", folder: Path | None = None, **mo
     lines = evaluations(run)
     last = lines[-1]
     of_the_machine = ("data_dir", "out", "device")
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in of_the_machine}
+    kept = {k: v for k, v in dataclasses.asdict(config).items() if k not in of_the_machine}
     result = {
         "command": command,
         "machine": cli.processor(),
         "minutes": round(last["seconds"] / 60, 2),
         "latent_dim": config.latent_dim,
-        "settings": settings,
+        "settings": kept,
         "measures": last,
         **more,
-        "curves": {},
+        "curves": curves(lines),
     }
-    text = json.dumps(result, indent=1)
-    text = text.replace('"curves": {}', f'"curves": {json.dumps(curves(lines))}')  # in one line: many numbers
     path = (folder or FOLDER) / f"{name or Path(run).resolve().name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n")
+    write(path, result)
+    return path
+
+
+def judge(run: str, name: str = "") -> Path:
+    """Writes into the kept NAME.json of a run what the judges of toy_experiments.settings say of it."""
+    path = FOLDER / f"{name or Path(run).resolve().name}.json"
+    result = load(path.stem)
+    result["judged"] = settings.rounded(settings.judge(run))
+    write(path, result)
     return path
 
 
@@ -131,12 +161,44 @@ def table(names: list[str] | None = None, folder: Path | None = None) -> str:
     return "\n".join(rows)
 
 
+def mean_and_range(values: list[float], form: str) -> str:
+    """ "0.12 (0.10 to 0.15)", or a single value if all look alike."""
+    low = format(min(values), form)
+    high = format(max(values), form)
+    mean = format(round(sum(values) / len(values), 3), form)
+    return low if low == high else f"{mean} ({low} to {high})"
+
+
+def shown_content(judged: list[dict]) -> str:
+    """What reconstructions of test images still show: factors of faces, or the digit."""
+    if "kept" in judged[0]:
+        return mean_and_range([100 * m["kept"] for m in judged], ".0f") + "% of digits"
+    return mean_and_range([settings.known_factors(m["r2_reconstructions"]) for m in judged], "g") + " factors"
+
+
+def found() -> str:
+    """The judged runs as a Markdown table, one row a setting, as mean and range over its seeds."""
+    groups = defaultdict(list)
+    for path in sorted(FOLDER.glob("*.json")):
+        result = json.loads(path.read_text())
+        if "judged" in result:
+            groups[re.sub(r" --seed \d+", "", result["command"])].append(result)
+    headings = ["run", "images", "seeds", *JUDGED, "shown by reconstructions"]
+    rows = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for command, results in groups.items():
+        judged = [result["judged"] for result in results]
+        cells = [f"`{command}`", f"{results[0]['measures']['images']:,}", str(len(results))]
+        cells += [mean_and_range([m[key] for m in judged], form) for key, form in JUDGED.values()]
+        rows.append(f"| {' | '.join([*cells, shown_content(judged)])} |")
+    return "\n".join(rows)
+
+
 def different_settings(names: list[str]) -> str:
     """In which settings kept runs differ, and how."""
-    settings = [load(name)["settings"] for name in names]
+    kept = [load(name)["settings"] for name in names]
     texts = []
-    for key, value in settings[0].items():
-        values = [other.get(key) for other in settings]
+    for key, value in kept[0].items():
+        values = [other.get(key) for other in kept]
         if any(other != value for other in values):
             texts.append(f"{key} ({', '.join(map(str, values))})")
     return "; ".join(texts) or "none"
@@ -200,10 +262,21 @@ def speeds() -> str:
     return "\n".join([*rows, "", text])
 
 
-def main(what: str, run: str = "", command: str = "", names: tuple = (), trials: bool = False) -> None:
+def main(
+    what: str,
+    run: str = "",
+    command: str = "",
+    names: tuple = (),
+    name: str = "",
+    trials: bool = False,
+) -> None:
     folder = TRIALS if trials else FOLDER
     if what == "add":
-        print(add(run, command, folder=folder))
+        print(add(run, command, name, folder))
+    elif what == "judge":
+        print(judge(run, name))
+    elif what == "found":
+        print(found())
     elif what == "table":
         print(table(folder=folder))
     elif what == "compare":
@@ -221,6 +294,13 @@ if __name__ == "__main__":
     adding = commands.add_parser("add")
     adding.add_argument("run")
     adding.add_argument("command")
+    judging = commands.add_parser("judge")
+    judging.add_argument("run")
+    for command in (adding, judging):
+        command.add_argument(
+            "--name", default="", help="of the kept file (default: that of the run's folder)"
+        )
+    commands.add_parser("found")
     printing = commands.add_parser("table")
     for command in (adding, printing):
         command.add_argument("--trials", action="store_true", help="in results/trials, not results/runs")

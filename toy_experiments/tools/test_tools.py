@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dlsgan
 from conftest import ROOT, TINY, page_text, small_cartoon, tiny, write_celeba
+from toy_experiments import settings
 from toy_experiments.shared import distances
 from toy_experiments.shared.cli import RESULTS
 from toy_experiments.tools import (
@@ -217,6 +218,35 @@ def test_a_finished_run_is_kept_with_its_command(monkeypatch):
     row = results_table.table().splitlines()[2]
     assert row.startswith("| `python dlsgan.py --out mine` | ")
     assert f"{last['psnr_test']:.1f} ({last['psnr_gain_test']:+.1f})" in row
+
+
+def test_judged_runs_are_shown_as_mean_and_range_over_seeds(monkeypatch):
+    monkeypatch.setattr(results_table, "FOLDER", Path("kept"))
+    measures = {"l_enc": 0.1, "active": 8, "spread": 1.0, "psnr_gain_generated": 9.0, "psnr_gain_test": 5.0}
+    judged = iter((0.1, 0.2, 0.3))
+    content = {"swd_ratio": 1.2, "r2_reconstructions": [0.9, 0.8, 0.7]}
+    monkeypatch.setattr(settings, "judge", lambda run: measures | content | {"l_enc": next(judged)})
+    for seed in (0, 1, 2):
+        list(dlsgan.train(tiny(out=f"run-{seed}", seed=seed, images=8)))
+        results_table.add(f"run-{seed}", f"python dlsgan.py --seed {seed}")
+        if seed < 2:
+            before = json.loads(Path(f"kept/run-{seed}.json").read_text())
+            results_table.judge(f"run-{seed}")
+            assert json.loads(Path(f"kept/run-{seed}.json").read_text()).items() > before.items()
+    (row,) = results_table.found().splitlines()[2:]
+    cells = [
+        "`python dlsgan.py`",
+        "8",
+        "2",
+        "0.15 (0.10 to 0.20)",
+        "8",
+        "1.00",
+        "+9.0",
+        "+5.0",
+        "1.20",
+        "2 factors",
+    ]
+    assert row == f"| {' | '.join(cells)} |"
 
 
 # ---- Trained weights ---------------------------------------------------------------------------------------
