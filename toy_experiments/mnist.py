@@ -189,7 +189,10 @@ def table(results: dict) -> str:
 
 def draw_curves(results: dict, path: Path) -> None:
     """Figures 1 to 4, 7 and 8: mean of the seeds as a line, lowest to highest as a band."""
-    kinds = {"scale": ("with scale", "#d1495b", "-"), "plain": ("without", "#30638e", "--")}
+    kinds = {
+        "scale": ("with scale", figures.WITH_SCALE, "-"),
+        "plain": ("without", figures.WITHOUT_SCALE, "--"),
+    }
     figure = Figure((11, 5.6), layout="constrained")
     for axis, (key, title) in zip(figure.subplots(2, 3).flat, CURVES.items(), strict=True):
         for kind, (label, colour, style) in kinds.items():

@@ -55,6 +55,7 @@ from torch import Tensor, nn
 import dlsgan
 from toy_experiments.shared.cli import processor
 from toy_experiments.shared.distances import sliced_wasserstein
+from toy_experiments.shared.figures import WITH_SCALE, WITHOUT_SCALE
 
 RESULTS = Path(__file__).parent / "results"
 D = 8  # latent dimensions
@@ -88,7 +89,7 @@ COVARIANCE = torch.tensor([[1.0, 0.8], [0.8, 1.0]])  # of the gaussian
 
 WITH, WITHOUT, AFTERWARDS = "with scale", "without scale", "encoder afterwards"
 PARTS = (0.02, 0.05, 1.0)  # of a training: early, middle and late
-COLOURS = {WITH: "#d1495b", WITHOUT: "#30638e", AFTERWARDS: "#3c7a5d"}
+COLOURS = {WITH: WITH_SCALE, WITHOUT: WITHOUT_SCALE, AFTERWARDS: "#3c7a5d"}
 AXIS_COLOURS = ("#d1495b", "#30638e", "#edae49", "#3c7a5d", "#7b4f9d", "#1b9aaa", "#8c5a2b", "#444444")
 
 

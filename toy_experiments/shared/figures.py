@@ -10,6 +10,9 @@ from torch import Tensor
 
 import dlsgan
 
+WITH_SCALE = "#d1495b"  # one colour for the same thing in all figures
+WITHOUT_SCALE = "#30638e"
+
 
 def middles(count: int, size: int) -> np.ndarray:
     """Where labels of `count` images of `size` pixels in a row belong, in pixels of the picture."""

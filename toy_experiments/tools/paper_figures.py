@@ -38,7 +38,14 @@ from torch import Tensor
 import dlsgan
 from toy_experiments.shared import cli
 from toy_experiments.shared.cli import RESULTS
-from toy_experiments.shared.figures import flip_picture, flip_signs, middles, traversals
+from toy_experiments.shared.figures import (
+    WITH_SCALE,
+    WITHOUT_SCALE,
+    flip_picture,
+    flip_signs,
+    middles,
+    traversals,
+)
 from toy_experiments.tools import align_face, results_table
 
 
@@ -58,7 +65,7 @@ def open_run(path: str) -> Run:
     kept = results_table.load(Path(path).stem)
     dlsgan.require("exported" in kept, f"{path} was not written by toy_experiments.tools.export_weights")
     label = "with latent scale" if config.latent_scale else "without latent scale"
-    colour = "#30638e" if config.latent_scale else "#d1495b"
+    colour = WITH_SCALE if config.latent_scale else WITHOUT_SCALE
     return Run(Path(path).stem, label, colour, dlsgan.load_model(path), config, kept)
 
 
