@@ -187,7 +187,7 @@ def spectrum(runs: list[Run], test: Tensor | None) -> Figure:
 
 def pair(runs: list[Run], test: Tensor, columns: int = 7) -> Figure:
     """A column a model: samples, test images above their reconstructions, and the spectrum of v."""
-    figure = Figure((5.2 * len(runs), 6.6), layout="constrained")
+    figure = Figure((4.6 * len(runs), 6.8), layout="constrained")
     axes = figure.subplots(3, len(runs), squeeze=False, height_ratios=(2, 4, 2.3))
     for column, run in zip(axes.T, runs, strict=True):
         e = run.kept["exported"]
