@@ -237,8 +237,7 @@ def spread_of_seeds(key):
     return np.ptp([kept[f"scale-{seed}"]["measures"][key] for seed in range(3)])
 
 
-def test_the_pages_tell_of_the_comparison_what_was_measured():
-    main = page_text("README.md")
+def test_the_page_tells_of_the_comparison_what_was_measured():
     toys = page_text("toy_experiments/README.md")
     digits, digits_table = read_comparison("mnist-200000")
     photos, photos_table = read_comparison("celeba-400000")
@@ -278,20 +277,6 @@ def test_the_pages_tell_of_the_comparison_what_was_measured():
         f"of DLSGAN lie {spread_of_seeds('psnr_gain_test'):.2f} dB apart",
     ):
         assert sentence in toys, sentence
-
-    above = {
-        method: digits[method]["psnr_gain_test"] - digits["dlsgan"]["psnr_gain_test"] for method in digits
-    }
-    on_test = photos["lia"]["psnr_gain_test"] - photos["dlsgan"]["psnr_gain_test"]
-    in_favour = photos["dlsgan"]["psnr_gain_generated"] - photos["lia"]["psnr_gain_generated"]
-    for sentence in (
-        f"real digits: {above['lia']:.1f} dB above DLSGAN's with the invertible map",
-        f"map, {above['lia-mlp']:.1f} dB with an ordinary one",
-        f"descent is {above['optimisation']:.1f} dB above DLSGAN's, at more than 200 times",
-        f"the best encoder, by {lead:.1f} dB",
-        f"{on_test:.1f} dB apart on test images, and {in_favour:.1f} dB, in favour of DLSGAN",
-    ):
-        assert sentence in main, sentence
 
 
 def test_the_page_tells_of_lia_what_was_measured():

@@ -197,16 +197,19 @@ def test_memory_does_not_grow_with_the_data_set():
 # ---- Tables ------------------------------------------------------------------------------------------------
 
 
-def test_the_readme_table_comes_from_the_kept_results():
-    pages = {"README.md": results_table.FOLDER, "toy_experiments/README.md": results_table.TRIALS}
-    for page, folder in pages.items():
-        lines = (ROOT / page).read_text().splitlines()
-        shown = [line for line in lines if line.startswith("| `python dlsgan.py")]
-        assert shown == results_table.table(folder=folder).splitlines()[2:] and shown
+def test_the_readme_table_comes_from_the_judged_runs():
+    text = (ROOT / "README.md").read_text()
+    assert results_table.found() in text and "| 3 |" in text  # three seeds
 
 
-def test_the_readme_speeds_come_from_the_kept_measurement():
-    assert results_table.speeds() in (ROOT / "README.md").read_text()
+def test_the_tables_of_all_runs_come_from_the_kept_results():
+    text = (ROOT / "toy_experiments" / "README.md").read_text()
+    for folder in (results_table.FOLDER, results_table.TRIALS):
+        assert results_table.table(folder=folder) in text and list(folder.glob("*.json"))
+
+
+def test_the_page_tells_of_speeds_what_was_measured():
+    assert results_table.speeds() in (ROOT / "toy_experiments" / "README.md").read_text()
 
 
 def test_a_finished_run_is_kept_with_its_command(monkeypatch):
@@ -493,8 +496,7 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     for sentence in (
         f"L_enc from {b['l_enc']:.2f} to {a['l_enc']:.2f}",
         f"({a['psnr_gain_test']:+.2f} against {b['psnr_gain_test']:+.2f} dB over the mean face)",
-        f"it is worth {a['psnr_gain_test'] - b['psnr_gain_test']:.1f} dB here",
-        f"{difference} better",
+        f"it is worth {a['psnr_gain_test'] - b['psnr_gain_test']:.1f} dB",
     ):
         assert sentence in main, sentence
 
