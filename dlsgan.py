@@ -1468,28 +1468,18 @@ def moments_fit(optimizer: torch.optim.Optimizer) -> bool:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Inside `with`, counts the bytes of the tensors that operations make and that are alive; `peak` is the
-    most there were. On the meta device tensors have sizes but no content, so that nothing is computed."""
+    """Inside `with`, notes the tensors that operations make; `peak` becomes the most bytes alive at once. On
+    the meta device tensors have sizes but no content, so that nothing is computed."""
 
     def __init__(self):
         super().__init__()
-        self.storages = set()  # several tensors may be views of one
-        self.alive = 0
+        self.alive = weakref.WeakSet()  # storages: several tensors may be views of one
         self.peak = 0
-
-    def free(self, storage: int, size: int) -> None:
-        self.storages.remove(storage)
-        self.alive -= size
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            storage = x.untyped_storage() if isinstance(x, torch.Tensor) else None
-            if storage is not None and id(storage) not in self.storages:
-                self.storages.add(id(storage))
-                self.alive += storage.nbytes()
-                weakref.finalize(storage, self.free, id(storage), storage.nbytes())
-        self.peak = max(self.peak, self.alive)
+        self.alive |= {x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor)}
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in self.alive))
         return out
 
 
@@ -1515,12 +1505,10 @@ def check_memory(config: Config, device: torch.device) -> None:
     if needed > free:
         least = training_memory(dataclasses.replace(config, batch_size=1))
         each = (needed - least) / max(1, config.batch_size - 1)  # bytes are linear in the batch
-        fitting = 1 + int((free - least) / each) if free > least else 0
+        fitting = 1 + math.floor((free - least) / each) if free > least else 0
         advice = f"--batch-size {fitting} would fit" if fitting else "not even --batch-size 1 fits"
-        gigabytes = (
-            f"training needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}"
-        )
-        raise UserError(f"{gigabytes}: {advice}")
+        needs = f"training needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}"
+        raise UserError(f"{needs}: {advice}")
 
 
 def upgrade_names(old: dict) -> dict:
