@@ -60,7 +60,6 @@ import io
 import itertools
 import json
 import math
-import operator
 import os
 import re
 import shutil
@@ -701,17 +700,14 @@ def list_files(root: str) -> list[str]:
 def open_archive(path: str) -> dict[str, Callable[[], bytes]]:
     """What reads each file in a .zip or .tar (which, or an archive in an archive, is held in memory)."""
     with explain(f"{path} is damaged or no archive (half a download, or a web page under its name)"):
+        file = open(path, "rb") if os.path.isfile(path) else io.BytesIO(read_bytes(path))
         if path.lower().endswith(".zip"):
-            file = open(path, "rb") if os.path.isfile(path) else io.BytesIO(read_bytes(path))
             archive = zipfile.ZipFile(file)
-            members = {entry.filename: functools.partial(archive.read, entry) for entry in archive.infolist()}
-        else:
-            data = read_bytes(path)
-            members = {}
-            for entry in tarfile.open(fileobj=io.BytesIO(data)):
-                span = slice(entry.offset_data, entry.offset_data + entry.size)
-                if entry.isfile():
-                    members[entry.name] = functools.partial(operator.getitem, data, span)
+            members = {name: functools.partial(archive.read, name) for name in archive.namelist()}
+        else:  # read now, as a tar serves one thread only
+            archive = tarfile.open(fileobj=file)
+            contents = {entry.name: archive.extractfile(entry).read() for entry in archive if entry.isfile()}
+            members = {name: io.BytesIO(content).getvalue for name, content in contents.items()}
     members = {name.replace("\\", "/").removeprefix("./"): read for name, read in members.items()}
     return {name: read for name, read in members.items() if name[-1:] != "/" and not IGNORED.search(name)}
 
@@ -976,29 +972,20 @@ def cache_folders(data_dir: str) -> list[Path]:
     beside = Path(data_dir) if Path(data_dir).is_dir() else Path(data_dir).parent
     folders = [beside / ".dlsgan-cache"]
     with contextlib.suppress(RuntimeError):  # a user without a home
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folders.insert(0, Path(home, "dlsgan"))
+        folders.insert(0, Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dlsgan"))
     with contextlib.suppress(OSError):  # no folder for temporary files
         user = os.getuid() if hasattr(os, "getuid") else 0
         folders.append(Path(tempfile.gettempdir(), f"dlsgan-{user}"))
     return folders
 
 
-def is_writable(folder: Path) -> bool:
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        return True
-    return False
-
-
 def last_change(path: str) -> str:
-    """Size and time of change of a file, or of the archive around it; "" for a broken link."""
-    outside = re.match(f".*?{ARCHIVE}(?=/)|.*", path, re.DOTALL)[0]
-    with contextlib.suppress(OSError):
-        status = os.stat(outside)
-        return f"{status.st_size} {status.st_mtime_ns}"
-    return ""
+    """Size and time of change of what an absolute path names, or of the archive or folder around it."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return last_change(os.path.dirname(path))
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def read_or_skip(path: str, config: Config) -> bytes:
@@ -1011,16 +998,18 @@ def read_or_skip(path: str, config: Config) -> bytes:
 
 
 def write_cache(path: Path, files: list[str], config: Config) -> None:
-    """A byte for each file, 1 if it is a readable image, then the pixels of those that are."""
+    """A byte for each file, 1 if it is a readable image, then the pixels of those that are. OSError if the
+    folder cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     for other in path.parent.glob("*.tmp"):  # of a killed decoding: a living one writes every few seconds
         if time.time() - other.stat().st_mtime > 600:
             other.unlink(missing_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     read = functools.partial(read_or_skip, config=config)
-    what = f"cannot write the decoded images to {path.parent}"
     readable = bytearray(len(files))
     try:
-        with explain(what), ThreadPoolExecutor() as pool, open(temporary, "wb") as file:
+        with open(temporary, "wb") as file, ThreadPoolExecutor() as pool:
+            print(f"decoded images are kept in {path.parent}")
             file.write(readable)
             for start in tqdm(range(0, len(files), 256), "decoding", unit="x256 images"):
                 for i, pixels in enumerate(pool.map(read, files[start : start + 256]), start):
@@ -1036,10 +1025,10 @@ def write_cache(path: Path, files: list[str], config: Config) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def is_whole(path: Path, files: int, pixels: int) -> bool:
-    """Whether write_cache has written the file and nobody has cut it short."""
-    here = os.path.isfile(path)
-    return here and path.stat().st_size == files + pixels * np.fromfile(path, np.uint8, files).sum()
+def read_cache(path: Path, count: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """What write_cache has written for so many files. OSError or ValueError if it is absent or cut short."""
+    readable = np.fromfile(path, np.bool_, count)
+    return np.memmap(path, np.uint8, "r", count, (int(readable.sum()), *shape)), readable
 
 
 def cache_images(files: list[str], config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -1047,21 +1036,20 @@ def cache_images(files: list[str], config: Config) -> tuple[np.ndarray, np.ndarr
     and whether each file could be read, bool [files]."""
     shape = (image_channels(config), config.resolution, config.resolution)
     key = hashlib.sha256(f"{shape} {config.framing}".encode())
-    for file in files:
-        key.update(os.fsencode(f"{os.path.abspath(file)} {last_change(file)}\n"))
+    for file in map(os.path.abspath, files):
+        key.update(os.fsencode(f"{file} {last_change(file)}\n"))
     name = f"{config.dataset}-{config.resolution}-{key.hexdigest()[:16]}.u8"
-    paths = [folder / name for folder in cache_folders(config.data_dir)]
-    path = next((path for path in paths if is_whole(path, len(files), math.prod(shape))), None)
-    if path is None:
-        path = next((path for path in paths if is_writable(path.parent)), None)
-        tried = ", ".join(str(path.parent) for path in paths)
-        require(path, f"none of {tried} can be written: name a folder for decoded images as XDG_CACHE_HOME")
-        print(f"decoded images are kept in {path.parent}")
-        write_cache(path, files, config)
-    open_archive.cache_clear()  # frees memory
-    readable = np.fromfile(path, np.bool_, len(files))
-    shape = (int(readable.sum()), *shape)
-    return np.memmap(path, np.uint8, "r", offset=len(files), shape=shape), readable
+    folders = cache_folders(config.data_dir)
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError):
+            return read_cache(folder / name, len(files), shape)
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            write_cache(folder / name, files, config)
+            open_archive.cache_clear()  # frees memory
+            return read_cache(folder / name, len(files), shape)
+    tried = ", ".join(map(str, folders))
+    raise UserError(f"none of {tried} can be written: name a folder for decoded images as XDG_CACHE_HOME")
 
 
 LOADERS = {
