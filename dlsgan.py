@@ -961,6 +961,7 @@ def read_image(path: str | Path, config: Config) -> np.ndarray:
 def load_images(train: list[str], test: list[str], config: Config) -> tuple[np.ndarray, np.ndarray]:
     """The readable images of two lists of files. If too few are for testing, the last others join them."""
     images, readable = cache_images(train + test, config)
+    open_archive.cache_clear()  # frees memory
     held_out = min(len(images), max(2, int(readable[len(train) :].sum())))
     count = len(images) - held_out
     print(f"{config.dataset}: {len(images):,} images: {count:,} to train on, {held_out:,} held out")
@@ -1046,7 +1047,6 @@ def cache_images(files: list[str], config: Config) -> tuple[np.ndarray, np.ndarr
     for folder in folders:
         with contextlib.suppress(OSError):
             write_cache(folder / name, files, config)
-            open_archive.cache_clear()  # frees memory
             return read_cache(folder / name, len(files), shape)
     tried = ", ".join(map(str, folders))
     raise UserError(f"none of {tried} can be written: name a folder for decoded images as XDG_CACHE_HOME")
@@ -1510,7 +1510,7 @@ def upgrade_names(old: dict) -> dict:
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Replaces the file in one step and keeps the one before as checkpoint-previous.pt."""
+    """Writes the file beside its place, then puts it there in one step."""
     with explain(f"cannot write {path}", OSError, RuntimeError):  # the second is torch's, on a full disk
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
@@ -1518,17 +1518,14 @@ def save_checkpoint(path: Path, state: dict) -> None:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
-            os.replace(path, path.with_name("checkpoint-previous.pt"))
         os.replace(temporary, path)
 
 
 def read_checkpoint(path: str | Path) -> tuple[Config, dict]:
-    """The configuration and the state in a checkpoint file, or in the newest checkpoint of a run's folder."""
+    """The configuration and the state in a checkpoint file, or in the checkpoint of a run's folder."""
     path = Path(path)
     if path.is_dir():
-        newest = path / "checkpoint.pt"
-        path = newest if newest.exists() else path / "checkpoint-previous.pt"
+        path = path / "checkpoint.pt"
     damaged = f"{path} is damaged or not a checkpoint of this program"
     try:
         require(not zipfile.ZipFile(path).testzip(), damaged)  # checksums, which torch.load does not compare
@@ -1541,8 +1538,6 @@ def read_checkpoint(path: str | Path) -> tuple[Config, dict]:
             names = sorted(file.stem for file in PRETRAINED.glob("*.pt"))
             there = "; there: " + (", ".join(names) or "nothing, see the repository")
         raise UserError(f"{path} cannot be read: {fault.strerror}{there}") from fault
-    except UserError:
-        raise
     except Exception as fault:  # a damaged file can raise anything; torch's message is pages long
         raise UserError(damaged) from fault
     known = CHECKPOINT_VERSION
@@ -1569,34 +1564,49 @@ def load_pretrained(name: str, device: str = "cpu") -> DLSGAN:
 
 
 class RunFolder:
-    """The files of a run: checkpoint.pt, metrics.jsonl, report.png. Locked while this process trains."""
+    """The files of a run in config.out: checkpoint.pt, metrics.jsonl, report.png. Inside `with`, no other
+    process trains there; the end of the block saves what is left to save."""
 
-    def __init__(self, path: str, resume: bool):
-        self.path = Path(path)
-        new = not any(self.path.glob("checkpoint*.pt"))
-        taken = f"{path} already holds a run: --resume {path} goes on with it, --out names another"
-        require(resume or new, taken)
-        self.lock = self.take_lock()
+    def __init__(self, config: Config, state: TrainingState, resume: bool):
+        self.config = config
+        self.state = state
+        self.path = Path(config.out)
         self.lines_written = 0
-        self.step_saved = None
+        self.step_saved = state.step
         self.time_saved = time.perf_counter()
-
-    def take_lock(self):
-        """An open file whose lock ends with the process, however that ends; None on Windows."""
-        if fcntl is None:
-            return None
+        new = not (self.path / "checkpoint.pt").exists()
+        taken = f"{self.path} already holds a run: --resume {self.path} goes on with it, --out names another"
+        require(resume or new, taken)
         with explain(f"cannot write to {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as fault:
-            file.close()
-            message = f"another training runs in {self.path}: wait for its end, or name another --out"
-            raise UserError(message) from fault
-        return file
+            self.lock = open(self.path / ".lock", "w")  # its lock ends with the process, however that ends
+        if fcntl:
+            with explain(f"another training runs in {self.path} (wait for its end, or name another --out)"):
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def write_metrics(self, history: list[dict]) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        finite = all(math.isfinite(total) for total in self.state.totals.values())
+        whole = finite and not self.state.in_step and kind in (None, GeneratorExit, KeyboardInterrupt)
+        if whole and self.state.step != self.step_saved:
+            with DeferredSignals():
+                self.save()
+        self.lock.close()
+        Path(self.lock.name).unlink(missing_ok=True)
+
+    def write(self, test: Tensor) -> None:
+        """All files after a line of metrics; after an evaluation the checkpoint first, then the figure."""
+        self.write_metrics()
+        evaluated = "l_enc" in self.state.history[-1]
+        if evaluated or time.perf_counter() - self.time_saved > SAVE_SECONDS:
+            self.save()
+        if evaluated:
+            self.write_report(test)
+            self.keep_numbered()
+
+    def write_metrics(self) -> None:
         """Appends the lines that are not there yet; after a resume all of them, to a new file."""
         path = self.path / "metrics.jsonl"
         with explain(f"cannot write {path}"):
@@ -1604,47 +1614,33 @@ class RunFolder:
             if not path.exists():
                 self.lines_written = 0
             with open(path, "a" if self.lines_written else "w") as file:
-                file.writelines(json.dumps(line) + "\n" for line in history[self.lines_written :])
-        self.lines_written = len(history)
+                for line in self.state.history[self.lines_written :]:
+                    file.write(json.dumps(line) + "\n")
+        self.lines_written = len(self.state.history)
 
-    def write(self, config: Config, state: TrainingState, test: Tensor) -> None:
-        """All files after a line of metrics; after an evaluation the checkpoint first, then the figure."""
-        self.write_metrics(state.history)
-        evaluated = "l_enc" in state.history[-1]
-        if evaluated or time.perf_counter() - self.time_saved > SAVE_SECONDS:
-            self.save(config, state)
-        if evaluated:
-            self.write_report(config, state, test)
-            self.keep_numbered(config.keep_every, state.history[-1]["images"])
-
-    def save(self, config: Config, state: TrainingState) -> None:
-        written = {"format": CHECKPOINT_VERSION, "config": dataclasses.asdict(config)}
-        save_checkpoint(self.path / "checkpoint.pt", written | state.state_dict())
-        self.step_saved = state.step
+    def save(self) -> None:
+        written = {"format": CHECKPOINT_VERSION, "config": dataclasses.asdict(self.config)}
+        save_checkpoint(self.path / "checkpoint.pt", written | self.state.state_dict())
+        self.step_saved = self.state.step
         self.time_saved = time.perf_counter()
 
-    def save_rest(self, config: Config, state: TrainingState) -> None:
-        """Saves what no checkpoint holds yet, unless a step was cut short or became infinite."""
-        finite = all(math.isfinite(total) for total in state.totals.values())
-        if state.step != self.step_saved and not state.in_step and finite:
-            with DeferredSignals():
-                self.save(config, state)
-
-    def write_report(self, config: Config, state: TrainingState, test: Tensor) -> None:
+    def write_report(self, test: Tensor) -> None:
         """The figure of the last evaluation. No fault of a plot ends a training."""
-        scale = "latent scale" if config.latent_scale else "no latent scale"
-        title = f"{config.dataset}, {scale}, seed {config.seed}, {state.history[-1]['images']:,} images"
+        scale = "latent scale" if self.config.latent_scale else "no latent scale"
+        images = self.state.history[-1]["images"]
+        title = f"{self.config.dataset}, {scale}, seed {self.config.seed}, {images:,} images"
         try:
-            report(state.ema_model, test, state.history, self.path / "report.png", title)
+            report(self.state.ema_model, test, self.state.history, self.path / "report.png", title)
         except Exception as fault:
             reason = " ".join(str(fault).split())[:200]
             tqdm.write(f"no report.png this time: {type(fault).__name__}: {reason}")
 
-    def keep_numbered(self, every: int, images: int) -> None:
+    def keep_numbered(self) -> None:
         """Copies of checkpoint and report, at the first evaluation after every so many images."""
+        every = self.config.keep_every
+        images = self.state.history[-1]["images"]
         if every and images // every > len(list(self.path.glob("checkpoint-0*.pt"))):
-            for name in ("checkpoint.pt", "report.png"):
-                file = self.path / name
+            for file in (self.path / "checkpoint.pt", self.path / "report.png"):
                 if file.exists():
                     shutil.copy(file, file.with_stem(f"{file.stem}-{images:09d}"))
 
@@ -1733,32 +1729,24 @@ def train(config: Config, resume: bool = False, init_from: str | Path = "") -> I
     """
     device = prepare(config)
     check_memory(config, device)
-    rank, _ = rank_and_world_size()
     if not resume:
         config = dataclasses.replace(config, image_channels=detect_channels(config))
-    folder = RunFolder(config.out, resume) if config.out and rank == 0 else None
     state = TrainingState(config, device)
     if resume:
         resume_training(state, config)
     elif init_from:
         start_from(state, init_from)
-    if folder:
-        folder.step_saved = state.step
-    train_images, test_images = load_data(config)
-    data = fingerprint(train_images, test_images)
-    if state.data not in ("", data):
-        print(f"the images are not those of the checkpoint: {state.data} then, {data} now")
-    state.data = data
-    test = to_float(test_images[: NUM_EVAL_IMAGES // max(1, config.resolution // 128)])
-    stream = batches(train_images, config.batch_size, config.seed, state.step, config.flip)
-    try:
+    rank, _ = rank_and_world_size()
+    writes = config.out and rank == 0
+    with RunFolder(config, state, resume) if writes else contextlib.nullcontext() as folder:
+        train_images, test_images = load_data(config)
+        data = fingerprint(train_images, test_images)
+        if state.data not in ("", data):
+            print(f"the images are not those of the checkpoint: {state.data} then, {data} now")
+        state.data = data
+        test = to_float(test_images[: NUM_EVAL_IMAGES // max(1, config.resolution // 128)])
+        stream = batches(train_images, config.batch_size, config.seed, state.step, config.flip)
         yield from training_loop(config, state, stream, test, folder)
-    except (GeneratorExit, KeyboardInterrupt):
-        if folder:
-            folder.save_rest(config, state)
-        raise
-    if folder:
-        folder.save_rest(config, state)
 
 
 def training_loop(
@@ -1797,7 +1785,7 @@ def training_loop(
             require_finite(line, folder)
             state.history.append(line)
             if folder:
-                folder.write(config, state, test)
+                folder.write(test)
         yield line
         state.start_clock()
     if signals.pending:
@@ -1929,14 +1917,6 @@ def claim_folder(name: str) -> str:
     raise UserError(f"all of {name}-2, {name}-3, ... are taken: name another --out")
 
 
-def discard_if_empty(folder: str) -> None:
-    """Gives back a claimed folder to which nothing was written."""
-    path = Path(folder)
-    if path.is_dir() and {file.name for file in path.iterdir()} <= {".lock"}:
-        (path / ".lock").unlink(missing_ok=True)
-        path.rmdir()
-
-
 def resume_config(given: dict) -> Config:
     """The settings of the run in given["resume"], with the changes that a resumed run may have."""
     folder = Path(given.pop("resume"))
@@ -1964,9 +1944,10 @@ def run(config: Config, resume: bool = False, init_from: str = "") -> None:
     except KeyboardInterrupt:
         ending = f"stopped; go on with: python {os.path.relpath(__file__)} --resume {config.out}"
     except UserError:
-        discard_if_empty(config.out)
+        with contextlib.suppress(OSError):
+            Path(config.out).rmdir()  # claimed in vain, if it is empty
         raise
-    files = sorted(file.name for file in Path(config.out).glob("*.*") if file.name[0] != ".")
+    files = sorted(file.name for file in Path(config.out).glob("*.*"))
     print(f"{ending}; in {config.out}: {', '.join(files)}")
 
 
