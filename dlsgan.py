@@ -1202,14 +1202,10 @@ def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: 
         show_rows(axis, with_reconstructions(model, images[:32]), text)
     spectrum.bar(range(1, 1 + len(last["v"])), sorted(last["v"], reverse=True), width=1, color="#30638e")
     spectrum.axhline(0.5, color="0.4", linestyle="--")
-    spectrum.set(
-        xlabel="latent dimension, sorted",
-        ylabel="v: variance the encoder recovers",
-        ylim=(0, max(1.1, max(last["v"]))),
-    )
-    show_curves(
-        curves[0], evaluations, {"l_enc": "L_enc", "spread": "spread, generated / real"}, "L_enc; spread"
-    )
+    spectrum.set(xlabel="latent dimension, sorted", ylabel="v: variance the encoder recovers")
+    spectrum.set_ylim(0, max(1.1, *last["v"]))
+    losses = {"l_enc": "L_enc", "spread": "spread, generated / real"}
+    show_curves(curves[0], evaluations, losses, "L_enc; spread")
     gains = {"psnr_gain_generated": "generated images", "psnr_gain_test": "test images"}
     show_curves(curves[1], evaluations, gains, "dB above the mean image")
     figure.savefig(path, dpi=110)
@@ -1259,14 +1255,10 @@ class Config:
     """All settings of a run; each is also a flag of the command line. The defaults are the cartoon preset.
     UserError on the first value that cannot work."""
 
-    dataset: str = option(
-        "cartoon", "cartoon (drawn here), mnist, celeba, or an image folder", choices=LOADERS
-    )
+    dataset: str = option("cartoon", "an image folder, or one of", choices=LOADERS)
     data_dir: str = option("", "where the data is (default: data/DATASET); alone: an image folder")
     resolution: int = option(32, "image size in pixels, a power of two", choices=[2**i for i in range(3, 11)])
-    channel_base: int = option(
-        1024, "channels at a resolution: min(channel_max, channel_base / resolution)", most=2**20
-    )
+    channel_base: int = option(1024, "channels of a layer: channel_base / its resolution", most=2**20)
     channel_max: int = option(128, "the most channels of a layer", most=2**14)
     latent_dim: int = option(64, "dimensions d of the latent vector", most=2**14)
     mapping_layers: int = option(2, "layers of the mapping network", most=64)
@@ -1282,13 +1274,11 @@ class Config:
     scale_window: int = option(400, "its memory in steps", most=2**20)
     head_scale: float = option(0.1, "initial scale of the latent head")
     flip: bool = option(False, "mirror half of the training images")
-    framing: str = option(
-        "auto", "how images become squares (auto: squash for celeba, else crop)", choices=["auto", *FRAMINGS]
-    )
+    framing: str = option("auto", "make square (auto: squash celeba, else crop)", choices=["auto", *FRAMINGS])
     image_channels: int = option(0, "1 (grey), 3 (colour), or 0: as the images are", 0, choices=[0, 1, 3])
     seed: int = option(0, "seed of weights, latent vectors and data order", 0)
     device: str = option("auto", "cuda, mps, cpu, or auto: the first of these that is there")
-    threads: int = option(0, "CPU threads (default: PyTorch's choice)", 0, 1024)
+    threads: int = option(0, "CPU threads, or 0: PyTorch's choice", 0, 1024)
     keep_every: int = option(0, "keep numbered checkpoints and reports, one in so many images", 0)
     out: str = option("", "folder of the run (default: runs/PRESET, numbered when taken)")
 
@@ -1399,26 +1389,25 @@ class TrainingState:
 
     def state_dict(self) -> dict:
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {
-            "rng": self.rng.get_state(),
-            "step": self.step,
-            "logged": self.step_logged,
-            "data": self.data,
-        }
-        return state | {"seconds": self.seconds, "totals": self.totals, "history": json.dumps(self.history)}
+        state |= {name: getattr(self, name) for name in ("step", "seconds", "totals", "data")}
+        state |= {"rng": self.rng.get_state(), "logged": self.step_logged}
+        return state | {"history": json.dumps(self.history)}
 
     def load_state_dict(self, state: dict) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
+        for optimizer in self.optimizers:  # which do not compare shapes themselves
+            for weight, moments in optimizer.state.items():
+                same = moments["exp_avg"].shape == moments["exp_avg_sq"].shape == weight.shape
+                require(same, "the moments of Adam are those of other weights")
         self.rng.set_state(state["rng"])
         self.step = int(state["step"])
+        require(self.step >= 0, "its step is negative")
         self.seconds = float(state["seconds"])
         self.totals = dict(state["totals"])
         self.step_logged = int(state["logged"])
         self.data = state.get("data", "")  # absent in older checkpoints
         self.history = [upgrade_names(line) for line in json.loads(state["history"])]
-        if self.step < 0 or not all(map(moments_fit, self.optimizers)):
-            raise ValueError("its step is negative, or the moments of Adam are those of other weights")
 
     def start_clock(self) -> None:
         self.step_timed = self.step
@@ -1447,12 +1436,6 @@ class TrainingState:
         self.changed = ""
         self.step_logged = self.step
         return line
-
-
-def moments_fit(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether Adam's moments have the shapes of their weights, which load_state_dict does not check."""
-    states = optimizer.state.items()
-    return all(state[k].shape == weight.shape for weight, state in states for k in ("exp_avg", "exp_avg_sq"))
 
 
 class PeakMemory(TorchDispatchMode):
@@ -1511,7 +1494,7 @@ def upgrade_names(old: dict) -> dict:
 
 def save_checkpoint(path: Path, state: dict) -> None:
     """Writes the file beside its place, then puts it there in one step."""
-    with explain(f"cannot write {path}", OSError, RuntimeError):  # the second is torch's, on a full disk
+    with explain(f"cannot write {path}", RuntimeError):  # torch's, on a full disk
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
@@ -1815,15 +1798,14 @@ def reconstruct_photos(photos: list[str], checkpoint: str | Path = "", out: str 
             continue
         y = model.reconstruct(x).clamp(-1, 1)
         distance = (model.encode(x)[0].square() / v)[live].mean()
-        path = free_path(Path(out, f"{os.path.basename(photo)}-reconstruction.png"))
-        with explain(f"cannot write {path}", OSError, ValueError):
+        farther = (distances < distance).float().mean()
+        paths = numbered(Path(out, f"{os.path.basename(photo)}-reconstruction.png"))
+        path = next(path for path in paths if not path.exists())
+        with explain(f"cannot write {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(make_grid([torch.cat([x, y])])).save(path)
-        farther = (distances < distance).float().mean()
-        unusual = (
-            f"{distance:.2f} (generated images: 1.00 on average; farther out than {farther:.0%} of them)"
-        )
-        print(f"{path}: PSNR {psnr(x, y).item():.1f} dB; latent distance {unusual}")
+        print(f"{path}: PSNR {psnr(x, y).item():.1f} dB; latent distance {distance:.2f} ", end="")
+        print(f"(generated images: 1.00 on average; farther out than {farther:.0%} of them)")
     require(not failed, f"{len(failed)} of the files cannot be read as an image: {'; '.join(failed)}")
 
 
@@ -1836,14 +1818,11 @@ def find_photos(names: list[str]) -> list[str]:
     return photos
 
 
-def free_path(path: Path) -> Path:
-    """The path, or the first of NAME-2, NAME-3, ... that is not taken."""
-    number = 1
-    candidate = path
-    while candidate.exists():
-        number += 1
-        candidate = path.with_stem(f"{path.stem}-{number}")
-    return candidate
+def numbered(path: Path) -> Iterator[Path]:
+    """NAME, NAME-2, NAME-3, ..."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_stem(f"{path.stem}-{number}")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -1868,9 +1847,9 @@ def make_parser() -> argparse.ArgumentParser:
     for field in dataclasses.fields(Config):
         kind = type(field.default)
         text = field.metadata["help"]
-        if field.metadata["choices"] and field.name != "dataset":
+        if field.metadata["choices"]:
             text += ": " + ", ".join(map(str, field.metadata["choices"]))
-        if field.default != "" and field.name != "threads":
+        if field.default != "":
             text += f" (default: {field.default})"
         flag = {"type": kind, "metavar": kind.__name__.upper()}
         if kind is bool:
@@ -1908,13 +1887,10 @@ def configure(given: dict) -> Config:
 def claim_folder(name: str) -> str:
     """Makes the first of NAME, NAME-2, NAME-3, ... that does not exist: two runs cannot get the same."""
     with explain(f"cannot make the folder {name}"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 10**6):
-            folder = Path(name if number == 1 else f"{name}-{number}")
+        for folder in numbered(Path(name)):
             with contextlib.suppress(FileExistsError):
-                folder.mkdir()
+                folder.mkdir(parents=True)
                 return str(folder)
-    raise UserError(f"all of {name}-2, {name}-3, ... are taken: name another --out")
 
 
 def resume_config(given: dict) -> Config:
@@ -1943,10 +1919,9 @@ def run(config: Config, resume: bool = False, init_from: str = "") -> None:
         ending = "finished"
     except KeyboardInterrupt:
         ending = f"stopped; go on with: python {os.path.relpath(__file__)} --resume {config.out}"
-    except UserError:
+    finally:
         with contextlib.suppress(OSError):
             Path(config.out).rmdir()  # claimed in vain, if it is empty
-        raise
     files = sorted(file.name for file in Path(config.out).glob("*.*"))
     print(f"{ending}; in {config.out}: {', '.join(files)}")
 
@@ -1985,9 +1960,8 @@ def check_modes(given: dict) -> None:
         "reconstruct": {"reconstruct", "checkpoint", "out"},
     }
     for mode in modes.keys() & given.keys():
-        for flag in sorted(given.keys() - modes[mode]):
-            flag = flag.replace("_", "-")
-            raise UserError(f"--{mode} keeps the settings of its checkpoint: leave out --{flag}")
+        others = ", ".join(f"--{flag.replace('_', '-')}" for flag in sorted(given.keys() - modes[mode]))
+        require(not others, f"--{mode} keeps the settings of its checkpoint: leave out {others}")
     together = "checkpoint" not in given or "reconstruct" in given
     require(together, "--checkpoint FILE goes with --reconstruct PHOTO (to train on, use --resume RUN)")
 
