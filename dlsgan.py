@@ -1557,7 +1557,7 @@ class RunFolder:
         self.lines_written = 0
         self.step_saved = state.step
         self.time_saved = time.perf_counter()
-        new = not (self.path / "checkpoint.pt").exists()
+        new = not any(self.path.glob("checkpoint*.pt"))
         taken = f"{self.path} already holds a run: --resume {self.path} goes on with it, --out names another"
         require(resume or new, taken)
         with explain(f"cannot write to {self.path}"):
