@@ -1072,9 +1072,8 @@ def to_float(x: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
 
 
 def batches(images: np.ndarray, batch_size: int, seed: int, step: int, flip: bool) -> Iterator[np.ndarray]:
-    """Endless uint8 batches [B, C, H, W], from a training step on, in a new random order each epoch (whose
-    incomplete last batch is left out). The order follows from seed and epoch alone, so that a run can go on
-    where it stopped."""
+    """Endless uint8 batches [B, C, H, W] from a training step on. Each epoch has an order of its own, which
+    follows from the seed, so that a run can go on where it stopped; its incomplete last batch is left out."""
     rank, world_size = rank_and_world_size()  # each process gets its share of every batch
     n = len(images)
     require(batch_size <= n, f"--batch-size {batch_size} is too large for {n} images for training")
@@ -1185,8 +1184,7 @@ def make_grid(rows: Iterable[Tensor]) -> np.ndarray:
 
 @torch.no_grad()
 def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: str) -> None:
-    """The figure to look at first: samples, reconstructions, the spectrum of v, and curves from
-    metrics.jsonl."""
+    """The figure to look at first: samples, reconstructions, the spectrum of v, and curves of metrics."""
     from matplotlib.figure import Figure
 
     evaluations = [line for line in history if "l_enc" in line]
@@ -1779,9 +1777,8 @@ def training_loop(
 
 
 def reconstruct_photos(photos: list[str], checkpoint: str | Path = "", out: str = ".") -> None:
-    """Writes each photo beside its reconstruction as PHOTO-reconstruction.png and overwrites nothing; prints
-    PSNR and how unusual its latent vector is. A folder means the images in it. UserError at the end on bad
-    files."""
+    """Writes each photo beside its reconstruction and overwrites nothing; prints PSNR and how unusual its
+    latent vector is. A folder means the images in it. UserError at the end on bad files."""
     checkpoint = checkpoint or PRETRAINED / "celeba64.pt"
     config, _ = read_checkpoint(checkpoint)
     model = load_model(checkpoint)
@@ -1879,7 +1876,7 @@ def configure(given: dict) -> Config:
     if dataset:
         settings["dataset"] = dataset
     config = Config(**settings | given)
-    if not config.out:
+    if not config.out and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes writes
         config.out = claim_folder(f"runs/{preset}" + ("" if config.latent_scale else "-no-scale"))
     return config
 
