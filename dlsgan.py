@@ -1098,7 +1098,7 @@ def batches(images: np.ndarray, batch_size: int, seed: int, step: int, flip: boo
 
 METRICS = {  # every field of metrics.jsonl; those from "l_enc" on stand only in lines with an evaluation
     "images": "real images seen so far",
-    "seconds": "training time so far, in seconds, evaluations included",
+    "seconds": "training time so far, in seconds, without evaluations",
     "images_per_second": "training speed since the last line",
     "lr": "learning rate",
     "changed": "settings that --resume changed before this line",
@@ -1378,7 +1378,7 @@ class TrainingState:
         self.rng = torch.Generator().manual_seed(config.seed)
         self.step = 0
         self.in_step = False  # networks and statistics are those of no step
-        self.seconds = 0.0  # of training so far, evaluations included
+        self.seconds = 0.0  # of training so far, without evaluations
         self.totals = {}  # sums of the losses since the last line of metrics
         self.step_logged = 0  # step of that line
         self.history = []  # lines of metrics
