@@ -60,7 +60,6 @@ import io
 import itertools
 import json
 import math
-import operator
 import os
 import re
 import shutil
@@ -701,17 +700,14 @@ def list_files(root: str) -> list[str]:
 def open_archive(path: str) -> dict[str, Callable[[], bytes]]:
     """What reads each file in a .zip or .tar (which, or an archive in an archive, is held in memory)."""
     with explain(f"{path} is damaged or no archive (half a download, or a web page under its name)"):
+        file = open(path, "rb") if os.path.isfile(path) else io.BytesIO(read_bytes(path))
         if path.lower().endswith(".zip"):
-            file = open(path, "rb") if os.path.isfile(path) else io.BytesIO(read_bytes(path))
             archive = zipfile.ZipFile(file)
-            members = {entry.filename: functools.partial(archive.read, entry) for entry in archive.infolist()}
-        else:
-            data = read_bytes(path)
-            members = {}
-            for entry in tarfile.open(fileobj=io.BytesIO(data)):
-                span = slice(entry.offset_data, entry.offset_data + entry.size)
-                if entry.isfile():
-                    members[entry.name] = functools.partial(operator.getitem, data, span)
+            members = {name: functools.partial(archive.read, name) for name in archive.namelist()}
+        else:  # read now, as a tar serves one thread only
+            archive = tarfile.open(fileobj=file)
+            contents = {entry.name: archive.extractfile(entry).read() for entry in archive if entry.isfile()}
+            members = {name: io.BytesIO(content).getvalue for name, content in contents.items()}
     members = {name.replace("\\", "/").removeprefix("./"): read for name, read in members.items()}
     return {name: read for name, read in members.items() if name[-1:] != "/" and not IGNORED.search(name)}
 
@@ -965,6 +961,7 @@ def read_image(path: str | Path, config: Config) -> np.ndarray:
 def load_images(train: list[str], test: list[str], config: Config) -> tuple[np.ndarray, np.ndarray]:
     """The readable images of two lists of files. If too few are for testing, the last others join them."""
     images, readable = cache_images(train + test, config)
+    open_archive.cache_clear()  # frees memory
     held_out = min(len(images), max(2, int(readable[len(train) :].sum())))
     count = len(images) - held_out
     print(f"{config.dataset}: {len(images):,} images: {count:,} to train on, {held_out:,} held out")
@@ -976,29 +973,20 @@ def cache_folders(data_dir: str) -> list[Path]:
     beside = Path(data_dir) if Path(data_dir).is_dir() else Path(data_dir).parent
     folders = [beside / ".dlsgan-cache"]
     with contextlib.suppress(RuntimeError):  # a user without a home
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folders.insert(0, Path(home, "dlsgan"))
+        folders.insert(0, Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dlsgan"))
     with contextlib.suppress(OSError):  # no folder for temporary files
         user = os.getuid() if hasattr(os, "getuid") else 0
         folders.append(Path(tempfile.gettempdir(), f"dlsgan-{user}"))
     return folders
 
 
-def is_writable(folder: Path) -> bool:
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        return True
-    return False
-
-
 def last_change(path: str) -> str:
-    """Size and time of change of a file, or of the archive around it; "" for a broken link."""
-    outside = re.match(f".*?{ARCHIVE}(?=/)|.*", path, re.DOTALL)[0]
-    with contextlib.suppress(OSError):
-        status = os.stat(outside)
-        return f"{status.st_size} {status.st_mtime_ns}"
-    return ""
+    """Size and time of change of what an absolute path names, or of the archive or folder around it."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return last_change(os.path.dirname(path))
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def read_or_skip(path: str, config: Config) -> bytes:
@@ -1011,16 +999,18 @@ def read_or_skip(path: str, config: Config) -> bytes:
 
 
 def write_cache(path: Path, files: list[str], config: Config) -> None:
-    """A byte for each file, 1 if it is a readable image, then the pixels of those that are."""
+    """A byte for each file, 1 if it is a readable image, then the pixels of those that are. OSError if the
+    folder cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     for other in path.parent.glob("*.tmp"):  # of a killed decoding: a living one writes every few seconds
         if time.time() - other.stat().st_mtime > 600:
             other.unlink(missing_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     read = functools.partial(read_or_skip, config=config)
-    what = f"cannot write the decoded images to {path.parent}"
     readable = bytearray(len(files))
     try:
-        with explain(what), ThreadPoolExecutor() as pool, open(temporary, "wb") as file:
+        with open(temporary, "wb") as file, ThreadPoolExecutor() as pool:
+            print(f"decoded images are kept in {path.parent}")
             file.write(readable)
             for start in tqdm(range(0, len(files), 256), "decoding", unit="x256 images"):
                 for i, pixels in enumerate(pool.map(read, files[start : start + 256]), start):
@@ -1036,10 +1026,10 @@ def write_cache(path: Path, files: list[str], config: Config) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def is_whole(path: Path, files: int, pixels: int) -> bool:
-    """Whether write_cache has written the file and nobody has cut it short."""
-    here = os.path.isfile(path)
-    return here and path.stat().st_size == files + pixels * np.fromfile(path, np.uint8, files).sum()
+def read_cache(path: Path, count: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """What write_cache has written for so many files. OSError or ValueError if it is absent or cut short."""
+    readable = np.fromfile(path, np.bool_, count)
+    return np.memmap(path, np.uint8, "r", count, (int(readable.sum()), *shape)), readable
 
 
 def cache_images(files: list[str], config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -1047,21 +1037,19 @@ def cache_images(files: list[str], config: Config) -> tuple[np.ndarray, np.ndarr
     and whether each file could be read, bool [files]."""
     shape = (image_channels(config), config.resolution, config.resolution)
     key = hashlib.sha256(f"{shape} {config.framing}".encode())
-    for file in files:
-        key.update(os.fsencode(f"{os.path.abspath(file)} {last_change(file)}\n"))
+    for file in map(os.path.abspath, files):
+        key.update(os.fsencode(f"{file} {last_change(file)}\n"))
     name = f"{config.dataset}-{config.resolution}-{key.hexdigest()[:16]}.u8"
-    paths = [folder / name for folder in cache_folders(config.data_dir)]
-    path = next((path for path in paths if is_whole(path, len(files), math.prod(shape))), None)
-    if path is None:
-        path = next((path for path in paths if is_writable(path.parent)), None)
-        tried = ", ".join(str(path.parent) for path in paths)
-        require(path, f"none of {tried} can be written: name a folder for decoded images as XDG_CACHE_HOME")
-        print(f"decoded images are kept in {path.parent}")
-        write_cache(path, files, config)
-    open_archive.cache_clear()  # frees memory
-    readable = np.fromfile(path, np.bool_, len(files))
-    shape = (int(readable.sum()), *shape)
-    return np.memmap(path, np.uint8, "r", offset=len(files), shape=shape), readable
+    folders = cache_folders(config.data_dir)
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError):
+            return read_cache(folder / name, len(files), shape)
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            write_cache(folder / name, files, config)
+            return read_cache(folder / name, len(files), shape)
+    tried = ", ".join(map(str, folders))
+    raise UserError(f"none of {tried} can be written: name a folder for decoded images as XDG_CACHE_HOME")
 
 
 LOADERS = {
@@ -1084,9 +1072,8 @@ def to_float(x: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
 
 
 def batches(images: np.ndarray, batch_size: int, seed: int, step: int, flip: bool) -> Iterator[np.ndarray]:
-    """Endless uint8 batches [B, C, H, W], from a training step on, in a new random order each epoch (whose
-    incomplete last batch is left out). The order follows from seed and epoch alone, so that a run can go on
-    where it stopped."""
+    """Endless uint8 batches [B, C, H, W] from a training step on. Each epoch has an order of its own, which
+    follows from the seed, so that a run can go on where it stopped; its incomplete last batch is left out."""
     rank, world_size = rank_and_world_size()  # each process gets its share of every batch
     n = len(images)
     require(batch_size <= n, f"--batch-size {batch_size} is too large for {n} images for training")
@@ -1111,7 +1098,7 @@ def batches(images: np.ndarray, batch_size: int, seed: int, step: int, flip: boo
 
 METRICS = {  # every field of metrics.jsonl; those from "l_enc" on stand only in lines with an evaluation
     "images": "real images seen so far",
-    "seconds": "training time so far, in seconds, evaluations included",
+    "seconds": "training time so far, in seconds, without evaluations",
     "images_per_second": "training speed since the last line",
     "lr": "learning rate",
     "changed": "settings that --resume changed before this line",
@@ -1197,8 +1184,7 @@ def make_grid(rows: Iterable[Tensor]) -> np.ndarray:
 
 @torch.no_grad()
 def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: str) -> None:
-    """The figure to look at first: samples, reconstructions, the spectrum of v, and curves from
-    metrics.jsonl."""
+    """The figure to look at first: samples, reconstructions, the spectrum of v, and curves of metrics."""
     from matplotlib.figure import Figure
 
     evaluations = [line for line in history if "l_enc" in line]
@@ -1214,14 +1200,10 @@ def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: 
         show_rows(axis, with_reconstructions(model, images[:32]), text)
     spectrum.bar(range(1, 1 + len(last["v"])), sorted(last["v"], reverse=True), width=1, color="#30638e")
     spectrum.axhline(0.5, color="0.4", linestyle="--")
-    spectrum.set(
-        xlabel="latent dimension, sorted",
-        ylabel="v: variance the encoder recovers",
-        ylim=(0, max(1.1, max(last["v"]))),
-    )
-    show_curves(
-        curves[0], evaluations, {"l_enc": "L_enc", "spread": "spread, generated / real"}, "L_enc; spread"
-    )
+    spectrum.set(xlabel="latent dimension, sorted", ylabel="v: variance the encoder recovers")
+    spectrum.set_ylim(0, max(1.1, *last["v"]))
+    losses = {"l_enc": "L_enc", "spread": "spread, generated / real"}
+    show_curves(curves[0], evaluations, losses, "L_enc; spread")
     gains = {"psnr_gain_generated": "generated images", "psnr_gain_test": "test images"}
     show_curves(curves[1], evaluations, gains, "dB above the mean image")
     figure.savefig(path, dpi=110)
@@ -1271,14 +1253,10 @@ class Config:
     """All settings of a run; each is also a flag of the command line. The defaults are the cartoon preset.
     UserError on the first value that cannot work."""
 
-    dataset: str = option(
-        "cartoon", "cartoon (drawn here), mnist, celeba, or an image folder", choices=LOADERS
-    )
+    dataset: str = option("cartoon", "an image folder, or one of", choices=LOADERS)
     data_dir: str = option("", "where the data is (default: data/DATASET); alone: an image folder")
     resolution: int = option(32, "image size in pixels, a power of two", choices=[2**i for i in range(3, 11)])
-    channel_base: int = option(
-        1024, "channels at a resolution: min(channel_max, channel_base / resolution)", most=2**20
-    )
+    channel_base: int = option(1024, "channels of a layer: channel_base / its resolution", most=2**20)
     channel_max: int = option(128, "the most channels of a layer", most=2**14)
     latent_dim: int = option(64, "dimensions d of the latent vector", most=2**14)
     mapping_layers: int = option(2, "layers of the mapping network", most=64)
@@ -1294,13 +1272,11 @@ class Config:
     scale_window: int = option(400, "its memory in steps", most=2**20)
     head_scale: float = option(0.1, "initial scale of the latent head")
     flip: bool = option(False, "mirror half of the training images")
-    framing: str = option(
-        "auto", "how images become squares (auto: squash for celeba, else crop)", choices=["auto", *FRAMINGS]
-    )
+    framing: str = option("auto", "make square (auto: squash celeba, else crop)", choices=["auto", *FRAMINGS])
     image_channels: int = option(0, "1 (grey), 3 (colour), or 0: as the images are", 0, choices=[0, 1, 3])
     seed: int = option(0, "seed of weights, latent vectors and data order", 0)
     device: str = option("auto", "cuda, mps, cpu, or auto: the first of these that is there")
-    threads: int = option(0, "CPU threads (default: PyTorch's choice)", 0, 1024)
+    threads: int = option(0, "CPU threads, or 0: PyTorch's choice", 0, 1024)
     keep_every: int = option(0, "keep numbered checkpoints and reports, one in so many images", 0)
     out: str = option("", "folder of the run (default: runs/PRESET, numbered when taken)")
 
@@ -1402,7 +1378,7 @@ class TrainingState:
         self.rng = torch.Generator().manual_seed(config.seed)
         self.step = 0
         self.in_step = False  # networks and statistics are those of no step
-        self.seconds = 0.0  # of training so far, evaluations included
+        self.seconds = 0.0  # of training so far, without evaluations
         self.totals = {}  # sums of the losses since the last line of metrics
         self.step_logged = 0  # step of that line
         self.history = []  # lines of metrics
@@ -1411,26 +1387,25 @@ class TrainingState:
 
     def state_dict(self) -> dict:
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {
-            "rng": self.rng.get_state(),
-            "step": self.step,
-            "logged": self.step_logged,
-            "data": self.data,
-        }
-        return state | {"seconds": self.seconds, "totals": self.totals, "history": json.dumps(self.history)}
+        state |= {name: getattr(self, name) for name in ("step", "seconds", "totals", "data")}
+        state |= {"rng": self.rng.get_state(), "logged": self.step_logged}
+        return state | {"history": json.dumps(self.history)}
 
     def load_state_dict(self, state: dict) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
+        for optimizer in self.optimizers:  # which do not compare shapes themselves
+            for weight, moments in optimizer.state.items():
+                same = moments["exp_avg"].shape == moments["exp_avg_sq"].shape == weight.shape
+                require(same, "the moments of Adam are those of other weights")
         self.rng.set_state(state["rng"])
         self.step = int(state["step"])
+        require(self.step >= 0, "its step is negative")
         self.seconds = float(state["seconds"])
         self.totals = dict(state["totals"])
         self.step_logged = int(state["logged"])
         self.data = state.get("data", "")  # absent in older checkpoints
         self.history = [upgrade_names(line) for line in json.loads(state["history"])]
-        if self.step < 0 or not all(map(moments_fit, self.optimizers)):
-            raise ValueError("its step is negative, or the moments of Adam are those of other weights")
 
     def start_clock(self) -> None:
         self.step_timed = self.step
@@ -1461,35 +1436,19 @@ class TrainingState:
         return line
 
 
-def moments_fit(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether Adam's moments have the shapes of their weights, which load_state_dict does not check."""
-    states = optimizer.state.items()
-    return all(state[k].shape == weight.shape for weight, state in states for k in ("exp_avg", "exp_avg_sq"))
-
-
 class PeakMemory(TorchDispatchMode):
-    """Inside `with`, counts the bytes of the tensors that operations make and that are alive; `peak` is the
-    most there were. On the meta device tensors have sizes but no content, so that nothing is computed."""
+    """Inside `with`, notes the tensors that operations make; `peak` becomes the most bytes alive at once. On
+    the meta device tensors have sizes but no content, so that nothing is computed."""
 
     def __init__(self):
         super().__init__()
-        self.storages = set()  # several tensors may be views of one
-        self.alive = 0
+        self.alive = weakref.WeakSet()  # storages: several tensors may be views of one
         self.peak = 0
-
-    def free(self, storage: int, size: int) -> None:
-        self.storages.remove(storage)
-        self.alive -= size
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            storage = x.untyped_storage() if isinstance(x, torch.Tensor) else None
-            if storage is not None and id(storage) not in self.storages:
-                self.storages.add(id(storage))
-                self.alive += storage.nbytes()
-                weakref.finalize(storage, self.free, id(storage), storage.nbytes())
-        self.peak = max(self.peak, self.alive)
+        self.alive |= {x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor)}
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in self.alive))
         return out
 
 
@@ -1515,12 +1474,10 @@ def check_memory(config: Config, device: torch.device) -> None:
     if needed > free:
         least = training_memory(dataclasses.replace(config, batch_size=1))
         each = (needed - least) / max(1, config.batch_size - 1)  # bytes are linear in the batch
-        fitting = 1 + int((free - least) / each) if free > least else 0
+        fitting = 1 + math.floor((free - least) / each) if free > least else 0
         advice = f"--batch-size {fitting} would fit" if fitting else "not even --batch-size 1 fits"
-        gigabytes = (
-            f"training needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}"
-        )
-        raise UserError(f"{gigabytes}: {advice}")
+        needs = f"training needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}"
+        raise UserError(f"{needs}: {advice}")
 
 
 def upgrade_names(old: dict) -> dict:
@@ -1534,25 +1491,22 @@ def upgrade_names(old: dict) -> dict:
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Replaces the file in one step and keeps the one before as checkpoint-previous.pt."""
-    with explain(f"cannot write {path}", OSError, RuntimeError):  # the second is torch's, on a full disk
+    """Writes the file beside its place, then puts it there in one step."""
+    with explain(f"cannot write {path}", RuntimeError):  # torch's, on a full disk
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
-            os.replace(path, path.with_name("checkpoint-previous.pt"))
         os.replace(temporary, path)
 
 
 def read_checkpoint(path: str | Path) -> tuple[Config, dict]:
-    """The configuration and the state in a checkpoint file, or in the newest checkpoint of a run's folder."""
+    """The configuration and the state in a checkpoint file, or in the checkpoint of a run's folder."""
     path = Path(path)
     if path.is_dir():
-        newest = path / "checkpoint.pt"
-        path = newest if newest.exists() else path / "checkpoint-previous.pt"
+        path = path / "checkpoint.pt"
     damaged = f"{path} is damaged or not a checkpoint of this program"
     try:
         require(not zipfile.ZipFile(path).testzip(), damaged)  # checksums, which torch.load does not compare
@@ -1565,8 +1519,6 @@ def read_checkpoint(path: str | Path) -> tuple[Config, dict]:
             names = sorted(file.stem for file in PRETRAINED.glob("*.pt"))
             there = "; there: " + (", ".join(names) or "nothing, see the repository")
         raise UserError(f"{path} cannot be read: {fault.strerror}{there}") from fault
-    except UserError:
-        raise
     except Exception as fault:  # a damaged file can raise anything; torch's message is pages long
         raise UserError(damaged) from fault
     known = CHECKPOINT_VERSION
@@ -1593,34 +1545,49 @@ def load_pretrained(name: str, device: str = "cpu") -> DLSGAN:
 
 
 class RunFolder:
-    """The files of a run: checkpoint.pt, metrics.jsonl, report.png. Locked while this process trains."""
+    """The files of a run in config.out: checkpoint.pt, metrics.jsonl, report.png. Inside `with`, no other
+    process trains there; the end of the block saves what is left to save."""
 
-    def __init__(self, path: str, resume: bool):
-        self.path = Path(path)
-        new = not any(self.path.glob("checkpoint*.pt"))
-        taken = f"{path} already holds a run: --resume {path} goes on with it, --out names another"
-        require(resume or new, taken)
-        self.lock = self.take_lock()
+    def __init__(self, config: Config, state: TrainingState, resume: bool):
+        self.config = config
+        self.state = state
+        self.path = Path(config.out)
         self.lines_written = 0
-        self.step_saved = None
+        self.step_saved = state.step
         self.time_saved = time.perf_counter()
-
-    def take_lock(self):
-        """An open file whose lock ends with the process, however that ends; None on Windows."""
-        if fcntl is None:
-            return None
+        new = not any(self.path.glob("checkpoint*.pt"))
+        taken = f"{self.path} already holds a run: --resume {self.path} goes on with it, --out names another"
+        require(resume or new, taken)
         with explain(f"cannot write to {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as fault:
-            file.close()
-            message = f"another training runs in {self.path}: wait for its end, or name another --out"
-            raise UserError(message) from fault
-        return file
+            self.lock = open(self.path / ".lock", "w")  # its lock ends with the process, however that ends
+        if fcntl:
+            with explain(f"another training runs in {self.path} (wait for its end, or name another --out)"):
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def write_metrics(self, history: list[dict]) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        finite = all(math.isfinite(total) for total in self.state.totals.values())
+        whole = finite and not self.state.in_step and kind in (None, GeneratorExit, KeyboardInterrupt)
+        if whole and self.state.step != self.step_saved:
+            with DeferredSignals():
+                self.save()
+        self.lock.close()
+        Path(self.lock.name).unlink(missing_ok=True)
+
+    def write(self, test: Tensor) -> None:
+        """All files after a line of metrics; after an evaluation the checkpoint first, then the figure."""
+        self.write_metrics()
+        evaluated = "l_enc" in self.state.history[-1]
+        if evaluated or time.perf_counter() - self.time_saved > SAVE_SECONDS:
+            self.save()
+        if evaluated:
+            self.write_report(test)
+            self.keep_numbered()
+
+    def write_metrics(self) -> None:
         """Appends the lines that are not there yet; after a resume all of them, to a new file."""
         path = self.path / "metrics.jsonl"
         with explain(f"cannot write {path}"):
@@ -1628,47 +1595,33 @@ class RunFolder:
             if not path.exists():
                 self.lines_written = 0
             with open(path, "a" if self.lines_written else "w") as file:
-                file.writelines(json.dumps(line) + "\n" for line in history[self.lines_written :])
-        self.lines_written = len(history)
+                for line in self.state.history[self.lines_written :]:
+                    file.write(json.dumps(line) + "\n")
+        self.lines_written = len(self.state.history)
 
-    def write(self, config: Config, state: TrainingState, test: Tensor) -> None:
-        """All files after a line of metrics; after an evaluation the checkpoint first, then the figure."""
-        self.write_metrics(state.history)
-        evaluated = "l_enc" in state.history[-1]
-        if evaluated or time.perf_counter() - self.time_saved > SAVE_SECONDS:
-            self.save(config, state)
-        if evaluated:
-            self.write_report(config, state, test)
-            self.keep_numbered(config.keep_every, state.history[-1]["images"])
-
-    def save(self, config: Config, state: TrainingState) -> None:
-        written = {"format": CHECKPOINT_VERSION, "config": dataclasses.asdict(config)}
-        save_checkpoint(self.path / "checkpoint.pt", written | state.state_dict())
-        self.step_saved = state.step
+    def save(self) -> None:
+        written = {"format": CHECKPOINT_VERSION, "config": dataclasses.asdict(self.config)}
+        save_checkpoint(self.path / "checkpoint.pt", written | self.state.state_dict())
+        self.step_saved = self.state.step
         self.time_saved = time.perf_counter()
 
-    def save_rest(self, config: Config, state: TrainingState) -> None:
-        """Saves what no checkpoint holds yet, unless a step was cut short or became infinite."""
-        finite = all(math.isfinite(total) for total in state.totals.values())
-        if state.step != self.step_saved and not state.in_step and finite:
-            with DeferredSignals():
-                self.save(config, state)
-
-    def write_report(self, config: Config, state: TrainingState, test: Tensor) -> None:
+    def write_report(self, test: Tensor) -> None:
         """The figure of the last evaluation. No fault of a plot ends a training."""
-        scale = "latent scale" if config.latent_scale else "no latent scale"
-        title = f"{config.dataset}, {scale}, seed {config.seed}, {state.history[-1]['images']:,} images"
+        scale = "latent scale" if self.config.latent_scale else "no latent scale"
+        images = self.state.history[-1]["images"]
+        title = f"{self.config.dataset}, {scale}, seed {self.config.seed}, {images:,} images"
         try:
-            report(state.ema_model, test, state.history, self.path / "report.png", title)
+            report(self.state.ema_model, test, self.state.history, self.path / "report.png", title)
         except Exception as fault:
             reason = " ".join(str(fault).split())[:200]
             tqdm.write(f"no report.png this time: {type(fault).__name__}: {reason}")
 
-    def keep_numbered(self, every: int, images: int) -> None:
+    def keep_numbered(self) -> None:
         """Copies of checkpoint and report, at the first evaluation after every so many images."""
+        every = self.config.keep_every
+        images = self.state.history[-1]["images"]
         if every and images // every > len(list(self.path.glob("checkpoint-0*.pt"))):
-            for name in ("checkpoint.pt", "report.png"):
-                file = self.path / name
+            for file in (self.path / "checkpoint.pt", self.path / "report.png"):
                 if file.exists():
                     shutil.copy(file, file.with_stem(f"{file.stem}-{images:09d}"))
 
@@ -1757,32 +1710,24 @@ def train(config: Config, resume: bool = False, init_from: str | Path = "") -> I
     """
     device = prepare(config)
     check_memory(config, device)
-    rank, _ = rank_and_world_size()
     if not resume:
         config = dataclasses.replace(config, image_channels=detect_channels(config))
-    folder = RunFolder(config.out, resume) if config.out and rank == 0 else None
     state = TrainingState(config, device)
     if resume:
         resume_training(state, config)
     elif init_from:
         start_from(state, init_from)
-    if folder:
-        folder.step_saved = state.step
-    train_images, test_images = load_data(config)
-    data = fingerprint(train_images, test_images)
-    if state.data not in ("", data):
-        print(f"the images are not those of the checkpoint: {state.data} then, {data} now")
-    state.data = data
-    test = to_float(test_images[: NUM_EVAL_IMAGES // max(1, config.resolution // 128)])
-    stream = batches(train_images, config.batch_size, config.seed, state.step, config.flip)
-    try:
+    rank, _ = rank_and_world_size()
+    writes = config.out and rank == 0
+    with RunFolder(config, state, resume) if writes else contextlib.nullcontext() as folder:
+        train_images, test_images = load_data(config)
+        data = fingerprint(train_images, test_images)
+        if state.data not in ("", data):
+            print(f"the images are not those of the checkpoint: {state.data} then, {data} now")
+        state.data = data
+        test = to_float(test_images[: NUM_EVAL_IMAGES // max(1, config.resolution // 128)])
+        stream = batches(train_images, config.batch_size, config.seed, state.step, config.flip)
         yield from training_loop(config, state, stream, test, folder)
-    except (GeneratorExit, KeyboardInterrupt):
-        if folder:
-            folder.save_rest(config, state)
-        raise
-    if folder:
-        folder.save_rest(config, state)
 
 
 def training_loop(
@@ -1821,7 +1766,7 @@ def training_loop(
             require_finite(line, folder)
             state.history.append(line)
             if folder:
-                folder.write(config, state, test)
+                folder.write(test)
         yield line
         state.start_clock()
     if signals.pending:
@@ -1832,9 +1777,8 @@ def training_loop(
 
 
 def reconstruct_photos(photos: list[str], checkpoint: str | Path = "", out: str = ".") -> None:
-    """Writes each photo beside its reconstruction as PHOTO-reconstruction.png and overwrites nothing; prints
-    PSNR and how unusual its latent vector is. A folder means the images in it. UserError at the end on bad
-    files."""
+    """Writes each photo beside its reconstruction and overwrites nothing; prints PSNR and how unusual its
+    latent vector is. A folder means the images in it. UserError at the end on bad files."""
     checkpoint = checkpoint or PRETRAINED / "celeba64.pt"
     config, _ = read_checkpoint(checkpoint)
     model = load_model(checkpoint)
@@ -1851,15 +1795,14 @@ def reconstruct_photos(photos: list[str], checkpoint: str | Path = "", out: str 
             continue
         y = model.reconstruct(x).clamp(-1, 1)
         distance = (model.encode(x)[0].square() / v)[live].mean()
-        path = free_path(Path(out, f"{os.path.basename(photo)}-reconstruction.png"))
-        with explain(f"cannot write {path}", OSError, ValueError):
+        farther = (distances < distance).float().mean()
+        paths = numbered(Path(out, f"{os.path.basename(photo)}-reconstruction.png"))
+        path = next(path for path in paths if not path.exists())
+        with explain(f"cannot write {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(make_grid([torch.cat([x, y])])).save(path)
-        farther = (distances < distance).float().mean()
-        unusual = (
-            f"{distance:.2f} (generated images: 1.00 on average; farther out than {farther:.0%} of them)"
-        )
-        print(f"{path}: PSNR {psnr(x, y).item():.1f} dB; latent distance {unusual}")
+        print(f"{path}: PSNR {psnr(x, y).item():.1f} dB; latent distance {distance:.2f} ", end="")
+        print(f"(generated images: 1.00 on average; farther out than {farther:.0%} of them)")
     require(not failed, f"{len(failed)} of the files cannot be read as an image: {'; '.join(failed)}")
 
 
@@ -1872,14 +1815,11 @@ def find_photos(names: list[str]) -> list[str]:
     return photos
 
 
-def free_path(path: Path) -> Path:
-    """The path, or the first of NAME-2, NAME-3, ... that is not taken."""
-    number = 1
-    candidate = path
-    while candidate.exists():
-        number += 1
-        candidate = path.with_stem(f"{path.stem}-{number}")
-    return candidate
+def numbered(path: Path) -> Iterator[Path]:
+    """NAME, NAME-2, NAME-3, ..."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_stem(f"{path.stem}-{number}")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -1904,9 +1844,9 @@ def make_parser() -> argparse.ArgumentParser:
     for field in dataclasses.fields(Config):
         kind = type(field.default)
         text = field.metadata["help"]
-        if field.metadata["choices"] and field.name != "dataset":
+        if field.metadata["choices"]:
             text += ": " + ", ".join(map(str, field.metadata["choices"]))
-        if field.default != "" and field.name != "threads":
+        if field.default != "":
             text += f" (default: {field.default})"
         flag = {"type": kind, "metavar": kind.__name__.upper()}
         if kind is bool:
@@ -1936,7 +1876,7 @@ def configure(given: dict) -> Config:
     if dataset:
         settings["dataset"] = dataset
     config = Config(**settings | given)
-    if not config.out:
+    if not config.out and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes writes
         config.out = claim_folder(f"runs/{preset}" + ("" if config.latent_scale else "-no-scale"))
     return config
 
@@ -1944,21 +1884,10 @@ def configure(given: dict) -> Config:
 def claim_folder(name: str) -> str:
     """Makes the first of NAME, NAME-2, NAME-3, ... that does not exist: two runs cannot get the same."""
     with explain(f"cannot make the folder {name}"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 10**6):
-            folder = Path(name if number == 1 else f"{name}-{number}")
+        for folder in numbered(Path(name)):
             with contextlib.suppress(FileExistsError):
-                folder.mkdir()
+                folder.mkdir(parents=True)
                 return str(folder)
-    raise UserError(f"all of {name}-2, {name}-3, ... are taken: name another --out")
-
-
-def discard_if_empty(folder: str) -> None:
-    """Gives back a claimed folder to which nothing was written."""
-    path = Path(folder)
-    if path.is_dir() and {file.name for file in path.iterdir()} <= {".lock"}:
-        (path / ".lock").unlink(missing_ok=True)
-        path.rmdir()
 
 
 def resume_config(given: dict) -> Config:
@@ -1987,10 +1916,10 @@ def run(config: Config, resume: bool = False, init_from: str = "") -> None:
         ending = "finished"
     except KeyboardInterrupt:
         ending = f"stopped; go on with: python {os.path.relpath(__file__)} --resume {config.out}"
-    except UserError:
-        discard_if_empty(config.out)
-        raise
-    files = sorted(file.name for file in Path(config.out).glob("*.*") if file.name[0] != ".")
+    finally:
+        with contextlib.suppress(OSError):
+            Path(config.out).rmdir()  # claimed in vain, if it is empty
+    files = sorted(file.name for file in Path(config.out).glob("*.*"))
     print(f"{ending}; in {config.out}: {', '.join(files)}")
 
 
@@ -2028,9 +1957,8 @@ def check_modes(given: dict) -> None:
         "reconstruct": {"reconstruct", "checkpoint", "out"},
     }
     for mode in modes.keys() & given.keys():
-        for flag in sorted(given.keys() - modes[mode]):
-            flag = flag.replace("_", "-")
-            raise UserError(f"--{mode} keeps the settings of its checkpoint: leave out --{flag}")
+        others = ", ".join(f"--{flag.replace('_', '-')}" for flag in sorted(given.keys() - modes[mode]))
+        require(not others, f"--{mode} keeps the settings of its checkpoint: leave out {others}")
     together = "checkpoint" not in given or "reconstruct" in given
     require(together, "--checkpoint FILE goes with --reconstruct PHOTO (to train on, use --resume RUN)")
 
