@@ -76,6 +76,7 @@ class Explorer(ipywidgets.HBox):
             step=0.01,
             description=f"z{i}, v {v:.2f}",
             readout_format="+.2f",
+            style={"description_width": "6.5rem"},
         )
         slider.observe(self.turn, names="value")
         return slider

@@ -10,7 +10,7 @@ The page is one file of at most 3 MB that loads nothing, so it works from disk, 
 holds images, no generator: for each start image, each slider's dimension at 11 positions from -2.5 to 2.5.
 That is why a slider that moves puts the other sliders of its model back. The start images come from random
 latent vectors, the same ones for both models, in which the dimensions with sliders are rounded to the nearest
-position. The images are one PNG if that fits, else one JPEG of quality 92.
+position. The images are one PNG if that fits, else one JPEG of quality 92 or 80.
 
 The second model gets as many sliders as the first, over its largest v, and one over its smallest. The fairest
 pair are two models trained alike, with the scale and without.
@@ -41,10 +41,11 @@ from toy_experiments.shared.sliders import LIMIT, count_live, count_sliders, str
 MOST_BYTES = 3_000_000
 POSITIONS = (6, 11, 26, 51)  # of a slider: steps of 1, 0.5, 0.2, 0.1
 # tried in this order; each block of a JPEG, 8x8 pixels, lies within one image, since sizes are powers of two
-FORMATS = {
-    "png": {"optimize": True},
-    "jpeg": {"quality": 92, "subsampling": 0},
-}
+FORMATS = (
+    {"format": "png", "optimize": True},
+    {"format": "jpeg", "quality": 92, "subsampling": 0},
+    {"format": "jpeg", "quality": 80, "subsampling": 0},
+)
 
 
 @dataclasses.dataclass
@@ -95,15 +96,15 @@ def make_panel(model: dlsgan.DLSGAN, count: int, faces: int, steps: int, seed: i
     )
 
 
-def sprite(panel: Panel, image_format: str) -> str:
+def sprite(panel: Panel, saving: dict) -> str:
     """All images of a panel as one picture in a data URI: a row for each slider, face by face, and a column
-    for each position."""
+    for each position. `saving` is one of FORMATS."""
     faces, sliders, positions, height, width, channels = panel.frames.shape
     rows = panel.frames.swapaxes(2, 3)  # [faces, sliders, H, positions, W, 3]
     picture = rows.reshape(faces * sliders * height, positions * width, channels)
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, image_format, **FORMATS[image_format])
-    return f"data:image/{image_format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    Image.fromarray(picture).save(buffer, **saving)
+    return f"data:image/{saving['format']};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 # ---- What the page says ------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def slider_row(name: str, k: int, panel: Panel) -> str:
 </div>"""
 
 
-def section(name: str, title: str, panel: Panel, image_format: str) -> str:
+def section(name: str, title: str, panel: Panel, saving: dict) -> str:
     """The part of the page about one model."""
     faces, sliders, positions, size = panel.frames.shape[:4]
     data = {
@@ -194,14 +195,14 @@ def section(name: str, title: str, panel: Panel, image_format: str) -> str:
 {line.join(rows[:-1])}
 <h3>{weak}</h3>
 {rows[-1]}
-<img class="sprite" hidden alt="" src="{sprite(panel, image_format)}">
+<img class="sprite" hidden alt="" src="{sprite(panel, saving)}">
 </section>"""
 
 
-def page(panels: dict[str, Panel], image_format: str) -> str:
-    """The whole page, from panels by their titles."""
+def page(panels: dict[str, Panel], saving: dict) -> str:
+    """The whole page, from panels by their titles, with images saved in one of FORMATS."""
     sections = [
-        section(f"model{number}", title, panel, image_format)
+        section(f"model{number}", title, panel, saving)
         for number, (title, panel) in enumerate(panels.items())
     ]
     parts = {"STYLE": STYLE, "SCRIPT": SCRIPT, "SECTIONS": "\n".join(sections), "LIMIT": f"{LIMIT}"}
@@ -278,6 +279,7 @@ button { align-self: start; min-height: 2.75rem; padding: 0 1rem; font: inherit;
   grid-template-columns: 6.5rem minmax(0, 1fr) 2.75rem 6.5rem; }
 .slider .name { display: inline-block; min-width: 2.25rem; font-weight: 600; }
 .slider input { width: 100%; min-height: 2rem; margin: 0; accent-color: var(--accent); touch-action: pan-y; }
+.slider input, .slider label { scroll-margin-top: 19rem; }  /* below the picture, which stays in view */
 .slider.dead input { accent-color: var(--soft); }
 .slider output, .slider .moves { text-align: right; font-variant-numeric: tabular-nums; }
 .slider .moves { color: var(--soft); font-size: .875rem; }
@@ -369,8 +371,8 @@ for (const section of document.querySelectorAll(".model")) {
 
 def small_enough(panels: dict[str, Panel]) -> str:
     """The page in the first of FORMATS that keeps it within MOST_BYTES. UserError if none does."""
-    for image_format in FORMATS:
-        text = page(panels, image_format)
+    for saving in FORMATS:
+        text = page(panels, saving)
         if len(text.encode()) <= MOST_BYTES:
             return text
     megabytes = len(text.encode()) / 1e6
