@@ -15,7 +15,7 @@ from toy_experiments.systems.invert_by_optimization import at, optimise, seconds
 
 STEPS = (0, 5, 20, 100)  # of the curve of dB against milliseconds
 STEP_SIZE = 0.05
-GENERATED = 1000  # generated images, whose codes say which lengths are usual
+GENERATED = 1000  # images, whose codes say which lengths are usual
 
 
 class Refined(dlsgan.DLSGAN):
@@ -35,17 +35,11 @@ def squared_length(z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def lengths_of_generated(model: dlsgan.DLSGAN, count: int = GENERATED) -> Tensor:
-    """|z_hat|^2 of generated images, [count]: how long codes are where the model is at home."""
-    images = model.sample(count, seed=2).clamp(-1, 1)
-    return squared_length(dlsgan.in_batches(model.encode, images))
-
-
-@torch.no_grad()
 def share_inside(model: dlsgan.DLSGAN, x: Tensor) -> float:
     """The share of images x whose |z_hat|^2 lies between the 1% and the 99% quantile of that of generated
     images; 0.98 for generated images themselves."""
-    usual = lengths_of_generated(model)
+    generated = model.sample(GENERATED, seed=2).clamp(-1, 1)
+    usual = squared_length(dlsgan.in_batches(model.encode, generated))
     lengths = squared_length(dlsgan.in_batches(model.encode, x))
     inside = (lengths >= usual.quantile(0.01)) & (lengths <= usual.quantile(0.99))
     return inside.float().mean().item()

@@ -11,10 +11,10 @@ and of as many generated ones G(z * s), with x_hat = G(z_hat * s) and features f
 (v is E[z_hat^2] of generated images, so sum(v) is the usual |z_hat|^2.) The copy is kept as a checkpoint like
 any other, with the same generator; its logits mean nothing any more.
 
-Questions. How much of what is lost of a test image was the encoder's fault, and how much is the generator's,
-as gradient descent from the encoder's guess tells, on z and on w? What do a few steps of descent cost and
-give? Does fine-tuning spoil L_enc on generated images? Do codes of photographs stay where those of samples
-are? And is the latent scale still worth something then? For that, run a model trained without it, too.
+Questions. How much of what is lost of a test image was the encoder's fault? The generator's is what gradient
+descent from the encoder's guess, on z and on w, cannot mend. What do a few steps of it cost and give? Does
+fine-tuning spoil L_enc? Are codes of photographs as long as those of samples? And is the latent scale still
+worth something then? For that, run a model trained without it, too.
 
     python -m toy_experiments.systems.real_encoder runs/mnist --images 40000
     python -m toy_experiments.systems.real_encoder pretrained/celeba64.pt --images 40000
@@ -22,7 +22,7 @@ are? And is the latent scale still worth something then? For that, run a model t
 
 Each writes results/real_encoder-NAME.json and .png, and runs/real_encoder/NAME-real-encoder.pt; NAME is that
 of the run's folder, or of the file. 11 minutes of processor time of one core of an AMD EPYC for 40,000 digits
-and 16 for 40,000 faces, and some 5 for the measures. A second call goes on where the first was stopped.
+and 17 for 40,000 faces, and some 10 for the measures. A second call goes on where the first was stopped.
 
 It prints, for the paper's encoder and the fine-tuned one, the gain over the mean image on test images, L_enc,
 and the share of codes of usual length; then gains by descent, and gain and time of a few steps.
@@ -64,12 +64,8 @@ class FineTuning:
 
     def stateful(self) -> dict:
         """What training.resumable keeps."""
-        return {
-            "encoder": self.encoder,
-            "average": self.average,
-            "optimizer": self.optimizer,
-            "rng": self.rng,
-        }
+        networks = {"encoder": self.encoder, "average": self.average}
+        return networks | {"optimizer": self.optimizer, "rng": self.rng}
 
     def loss(self, x: Tensor, target: Tensor) -> Tensor:
         """Of an encoder that sees x and is to rebuild the target, [B, C, H, W] both: x itself, but in a test
@@ -133,7 +129,7 @@ def tell(name: str, row: dict, steps: int) -> None:
         f"{descent['w']:+.2f} dB on w"
     )
     points = [f"{p['steps']} steps {p['gain']:+.2f} dB in {p['milliseconds']:.0f} ms" for p in row["one"]]
-    print(f"    one photograph: {', '.join(points)}", flush=True)
+    print(f"    one image: {', '.join(points)}", flush=True)
 
 
 def main(
@@ -166,9 +162,9 @@ def main(
     path = folder / f"{name}-real-encoder.pt"
     export_weights.write(path, trained, seen, weights, encoder=text)
     models = {"paper's": model, "fine-tuned": dlsgan.load_model(path, device)}
-    options = f"--images {images} --seed {seed} --count {count} --steps {steps}"
+    command = f"python -m toy_experiments.systems.real_encoder {checkpoint} --images {images}"
     result = {
-        "command": f"python -m toy_experiments.systems.real_encoder {checkpoint} {options}",
+        "command": f"{command} --seed {seed} --count {count} --steps {steps}",
         "model": {"name": name, "dataset": trained.dataset, "images": seen},
         "images": images,
         "test_images": {"gain": min(len(test), dlsgan.NUM_EVAL_IMAGES), "inside": len(test)},
@@ -208,12 +204,10 @@ def draw_bars(axis: Axes, result: dict) -> None:
 def draw_curves(axis: Axes, result: dict) -> None:
     """Gain against milliseconds, for one photograph and for a batch, from each encoder's guess."""
     for encoder, colour in COLOURS.items():
-        for many, style in (("one", "o-"), ("batch", "s--")):
-            points = result[encoder][many]
-            x = [point["milliseconds"] for point in points]
-            y = [point["gain"] for point in points]
-            label = f"{encoder}, {'one by one' if many == 'one' else 'in a batch'}"
-            axis.plot(x, y, style, color=colour, markersize=5, label=label)
+        for many, style, label in (("one", "o-", "one by one"), ("batch", "s--", "in a batch")):
+            x = [point["milliseconds"] for point in result[encoder][many]]
+            y = [point["gain"] for point in result[encoder][many]]
+            axis.plot(x, y, style, color=colour, markersize=5, label=f"{encoder}, {label}")
     steps = ", ".join(str(point["steps"]) for point in result["paper's"]["one"])
     axis.set_title(f"encoder and {steps} steps on z", fontsize=10)
     axis.set(xscale="log", xlabel="milliseconds an image", ylabel="dB above the mean image")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import dlsgan
-from conftest import perfect_model, small_cartoon, tiny
+from conftest import no_report, perfect_model, small_cartoon, tiny
 from toy_experiments.shared import training
 from toy_experiments.systems import hybrid, lia, real_encoder
 
@@ -163,7 +163,8 @@ def test_gains_by_descent_against_the_images_themselves(trained):
     assert times == sorted(times)
 
 
-def test_the_experiment_from_a_run_to_the_figure(trained, capsys):
+def test_the_experiment_from_a_run_to_the_figure(trained, monkeypatch, capsys):
+    monkeypatch.setattr(hybrid, "STEPS", (0, 2))
     options = {"images": 24, "count": 3, "steps": 4, "results": Path("kept")}
     result = real_encoder.main("run", **options)
     told = capsys.readouterr().out
@@ -183,6 +184,7 @@ def test_the_experiment_from_a_run_to_the_figure(trained, capsys):
         assert kept[name]["psnr_gain_test"] == pytest.approx(measured["psnr_gain_test"], abs=1e-3)
         assert kept[name]["l_enc"] == pytest.approx(measured["l_enc"], abs=1e-3)
 
+    monkeypatch.setattr(real_encoder, "draw", no_report)
     again = real_encoder.main("run", **options)  # fine-tuned already
     assert again["fine-tuned"]["psnr_gain_test"] == kept["fine-tuned"]["psnr_gain_test"]
     with pytest.raises(dlsgan.UserError, match="delete it to start again"):

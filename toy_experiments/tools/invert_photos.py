@@ -21,9 +21,9 @@ by NAME, as encode_photos.py writes it. Expected printout, a line a photo:
     larger than that of 88% of generated images' codes
 
 The mean face is that of generated images. A code far longer or shorter than the usual is none that samples
-have: what edits do to samples they need not do there. A second for 20 steps of a photo at 64x64, a tenth of
-that without, on one core of an AMD EPYC. Unreadable files are named at the end, with exit code 2; the others
-are done.
+have: what edits do to samples they need not do there. Some seconds to begin with, and a fraction of a second
+for each photo at 64x64, on one core of an AMD EPYC. Unreadable files are named at the end, with exit code 2;
+the others are done.
 """
 
 import csv
@@ -40,7 +40,7 @@ from torch import Tensor
 import dlsgan
 from toy_experiments.shared import cli
 from toy_experiments.shared.image_files import new_folder, read_photos, require_all_read, save, write_codes
-from toy_experiments.systems.hybrid import Refined, lengths_of_generated, squared_length
+from toy_experiments.systems.hybrid import Refined, squared_length
 from toy_experiments.tools.align_face import align
 
 Eyes = tuple[float, float, float, float]  # x, y of one and x, y of the other, in pixels
@@ -82,8 +82,9 @@ class Yardstick:
     """What generated images say of a model: their mean, and how long their codes are."""
 
     def __init__(self, model: dlsgan.DLSGAN):
-        self.mean_face = model.sample(512).clamp(-1, 1).mean(0)
-        self.lengths = lengths_of_generated(model)
+        images = model.sample(512).clamp(-1, 1)
+        self.mean_face = images.mean(0)
+        self.lengths = squared_length(dlsgan.in_batches(model.encode, images))
 
     def tell(self, x: Tensor, y: Tensor, z: Tensor) -> str:
         """Of one photo x, its reconstruction y [C, H, W] and its code z [d]."""
