@@ -196,7 +196,7 @@ def draw_bars(axis: Axes, result: dict) -> None:
     gains[f"random, {steps} steps on z"] = result["random"]["z"]
     drawn = axis.barh(list(gains), list(gains.values()), color=[*colours, "0.6"])
     axis.bar_label(drawn, fmt=" %+.1f ")
-    axis.margins(x=0.15)
+    axis.margins(x=0.25)
     axis.invert_yaxis()
     axis.set(xlabel="gain on test images, dB above the mean image")
 

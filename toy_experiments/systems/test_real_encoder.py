@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import dlsgan
-from conftest import no_report, perfect_model, small_cartoon, tiny
+from conftest import no_report, page_text, perfect_model, small_cartoon, tiny
 from toy_experiments.shared import training
+from toy_experiments.shared.cli import RESULTS
 from toy_experiments.systems import hybrid, lia, real_encoder
 
 
@@ -191,3 +192,40 @@ def test_the_experiment_from_a_run_to_the_figure(trained, monkeypatch, capsys):
         real_encoder.main("run", **options | {"images": 48})
     with pytest.raises(dlsgan.UserError, match="must be at least 1"):
         real_encoder.main("run", **options | {"count": 0})
+
+
+# ---- The page ----------------------------------------------------------------------------------------------
+
+MODELS = ("celeba64", "mnist-24k")  # in the page's table
+
+
+def page_table():
+    """The table of toy_experiments/README.md, from the kept results."""
+    columns = []
+    for name in MODELS:
+        kept = json.loads((RESULTS / f"real_encoder-{name}.json").read_text())
+        for encoder in ("paper's", "fine-tuned"):
+            row = kept[encoder]
+            gains = ", ".join(f"{point['gain']:+.2f}" for point in row["one"])
+            times = ", ".join(f"{point['milliseconds']:.0f}" for point in row["one"])
+            columns.append(
+                {
+                    "": f"{name}, {encoder}",
+                    "---": "---",
+                    "gain on test images, dB": f"{row['psnr_gain_test']:+.2f}",
+                    "gain on generated images, dB": f"{row['psnr_gain_generated']:+.2f}",
+                    "L_enc": f"{row['l_enc']:.3f}",
+                    "test codes of usual length": f"{row['inside']:.0%}",
+                    "one by one, 0, 5, 20, 100 steps on z, dB": gains,
+                    "the same, milliseconds an image": times,
+                    "500 steps on z, dB": f"{row['descent']['z']:+.2f}",
+                    "500 steps on w, dB": f"{row['descent']['w']:+.2f}",
+                    "500 steps on z from random codes, dB": f"{kept['random']['z']:+.2f}",
+                }
+            )
+    lines = [f"| {key} | {' | '.join(column[key] for column in columns)} |" for key in columns[0]]
+    return " ".join(" ".join(lines).split())
+
+
+def test_the_page_tells_what_was_measured():
+    assert page_table() in page_text("toy_experiments/README.md")
