@@ -56,12 +56,20 @@ def half_precision(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return result
 
 
-def write(path: Path, config: dlsgan.Config, images: int, weights: dict[str, torch.Tensor]) -> None:
+def write(
+    path: Path,
+    config: dlsgan.Config,
+    images: int,  # real images that the model has seen
+    weights: dict[str, torch.Tensor],
+    encoder: str = "",  # what its encoder is, if it is not the paper's
+) -> None:
     """A checkpoint of weights alone; paths and device of the machine it was trained on are left out."""
     clean = dataclasses.replace(config, data_dir="", out="", device="auto", threads=0)
     settings = dataclasses.asdict(clean) | {"data_dir": ""}
     state = {"format": dlsgan.CHECKPOINT_VERSION, "config": settings, "images": images}
     state["ema"] = {name: x.contiguous() for name, x in weights.items()}
+    if encoder:
+        state["encoder"] = encoder
     with dlsgan.explain(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, path)

@@ -1,0 +1,231 @@
+"""Tests of real_encoder.py and hybrid.py: small networks, and a generator that is the PCA of its data."""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dlsgan
+from conftest import no_report, page_text, perfect_model, small_cartoon, tiny
+from toy_experiments.shared import training
+from toy_experiments.shared.cli import RESULTS
+from toy_experiments.systems import hybrid, lia, real_encoder
+
+
+@pytest.fixture
+def trained():
+    """A model that has hardly learned, with an uneven v."""
+    config = tiny(out="run", images=16)
+    list(dlsgan.train(config))
+    model = dlsgan.load_model("run")
+    model.latent_scale.v.copy_(torch.tensor([0.9, 0.5, 0.3, 0.1]))
+    return config, model
+
+
+def test_before_the_first_step_it_is_the_papers_encoder(trained):
+    config, model = trained
+    tuning = real_encoder.FineTuning(model, config.lr)
+    x = dlsgan.to_float(small_cartoon(config)[1])
+    for encoder in (tuning.encoder, tuning.average):
+        assert encoder is not model.discriminator
+        for ours, theirs in zip(encoder(x), model.discriminator(x), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_the_frozen_networks_do_not_move_and_the_encoder_does(trained):
+    config, model = trained
+    before = copy.deepcopy(model.state_dict())
+    tuned = real_encoder.fine_tune(model, config, small_cartoon(config)[0])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert tuned.generator is model.generator and tuned.latent_scale is model.latent_scale
+    head = tuned.discriminator.latent_head.weight
+    assert not torch.equal(head, before["discriminator.latent_head.weight"])
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_loss_against_its_definition(trained):
+    config, model = trained
+    tuning = real_encoder.FineTuning(model, config.lr, seed=5)
+    x = dlsgan.to_float(small_cartoon(config)[0][:6])
+    target = x.flip(0)
+    loss = tuning.loss(x, target)
+    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(5))
+    v = model.latent_scale.v
+    s = (4 * v / v.sum()).sqrt()
+    codes = model.discriminator(x)[1]
+    y = model.generator(codes * s)
+    wanted = lia.features(model.discriminator, target).flatten()
+    difference = wanted - lia.features(model.discriminator, y).flatten()
+    z_error = z - model.discriminator(model.generator(z * s))[1]
+    lengths = np.array([float(code @ code) for code in codes])
+    pixels = ((y - target) ** 2).mean().item()
+    features = (difference @ difference / (wanted @ wanted)).item()
+    l_enc = (z_error**2 * s**2).mean().item()
+    prior = np.mean((lengths / v.sum().item() - 1) ** 2)
+    assert loss.item() == pytest.approx(pixels + features + l_enc + prior, rel=1e-4)
+
+
+# ---- The attack on the claim -------------------------------------------------------------------------------
+
+
+class PCA(nn.Module):
+    """z [B, d] -> images: the mean of x and its d main axes, each as long as the data's spread along it."""
+
+    def __init__(self, x, latent_dim):
+        super().__init__()
+        self.shape = x.shape[1:]
+        self.mean = x.flatten(1).mean(0)
+        _, lengths, axes = torch.linalg.svd(x.flatten(1) - self.mean, full_matrices=False)
+        self.axes = axes[:latent_dim] * lengths[:latent_dim, None] / len(x) ** 0.5
+
+    def forward(self, z):
+        return (self.mean + z @ self.axes).view(-1, *self.shape)
+
+
+def rise(paper, tuned, test):
+    """By how many dB the reconstructions of test images got better."""
+    errors = []
+    for model in (paper, tuned):
+        y = model.reconstruct(test).clamp(-1, 1)
+        errors.append(((test - y) ** 2).flatten(1).mean(1))
+    return 10 * torch.log10(errors[0] / errors[1]).mean().item()
+
+
+def shuffled_step(self, x, target, step):
+    return step_of_fine_tuning(self, x, target.roll(1, 0), step)
+
+
+step_of_fine_tuning = real_encoder.FineTuning.step
+
+
+def test_only_real_images_with_their_own_targets_bring_a_gain(monkeypatch):
+    """An encoder that was taught on generated images rebuilds test images better after fine-tuning, but not
+    if it is tuned on noise instead of images, or has to rebuild its neighbour's image."""
+    config = tiny(resolution=8, latent_dim=8, batch_size=16, images=2400, lr=1e-2)
+    faces = dlsgan.cartoon_faces(600, 8)[0]
+    images = dlsgan.to_uint8(faces[:400]).numpy()
+    test = faces[400:]
+    encoder = dlsgan.Discriminator(8, 3, 8, channel_base=128, channel_max=16)
+    paper = dlsgan.DLSGAN(PCA(faces[:400], 8), encoder, dlsgan.LatentScale(8))
+    paper.discriminator = training.train_encoder(paper.decode, encoder, 8, config, 4800)
+
+    assert rise(paper, real_encoder.fine_tune(paper, config, images), test) > 0.3
+    noise = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
+    assert rise(paper, real_encoder.fine_tune(paper, config, noise), test) < 0
+    monkeypatch.setattr(real_encoder.FineTuning, "step", shuffled_step)
+    assert rise(paper, real_encoder.fine_tune(paper, config, images), test) < 0
+
+
+# ---- The hybrid, and the experiment as a whole -------------------------------------------------------------
+
+
+def test_refined_codes_start_at_the_encoders_and_come_nearer(trained):
+    config, model = trained
+    x = dlsgan.to_float(small_cartoon(config)[1][:5])
+    torch.testing.assert_close(hybrid.Refined(model, 0).encode(x), model.encode(x))
+    errors = []
+    for steps in (0, 5, 40):
+        y = hybrid.Refined(model, steps).reconstruct(x)
+        errors.append(((x - y) ** 2).flatten(1).mean(1))
+    assert (errors[1] < errors[0]).all() and (errors[2] < errors[1]).all()
+
+
+def test_share_of_codes_of_usual_length():
+    """Images are latent vectors: those of a third the size lie inside of the shell, others on it."""
+    model = perfect_model(4)
+    generated = model.sample(500, seed=9).clamp(-1, 1)
+    assert hybrid.share_inside(model, generated) == pytest.approx(0.98, abs=0.03)
+    mixed = torch.cat((generated, generated / 3, 3 * generated))
+    assert hybrid.share_inside(model, mixed) == pytest.approx(0.98 / 3, abs=0.02)
+
+
+def test_gains_by_descent_against_the_images_themselves(trained):
+    config, model = trained
+    x = dlsgan.to_float(small_cartoon(config)[1][:4])
+    mean_image = x.mean(0)
+    usual = dlsgan.psnr(x, mean_image.expand_as(x)).mean()
+    found = hybrid.descend(model, x, mean_image, 5)
+    start = dlsgan.psnr(x, model.reconstruct(x).clamp(-1, 1)).mean() - usual
+    assert found["start"] == pytest.approx(start.item(), abs=2e-3)
+    refined = hybrid.Refined(model, 5)
+    end = dlsgan.psnr(x, refined.reconstruct(x).clamp(-1, 1)).mean() - usual
+    assert found["z"] == pytest.approx(end.item(), abs=2e-3)
+    assert found["w"] > found["start"]
+    points = hybrid.curve(model, x, mean_image, 2)
+    assert [point["steps"] for point in points] == [0, 5, 20, 100]
+    assert points[0]["gain"] == pytest.approx(start.item(), abs=2e-3)
+    assert points[1]["gain"] == pytest.approx(end.item(), abs=1e-2)
+    times = [point["milliseconds"] for point in points]
+    assert times == sorted(times)
+
+
+def test_the_experiment_from_a_run_to_the_figure(trained, monkeypatch, capsys):
+    monkeypatch.setattr(hybrid, "STEPS", (0, 2))
+    options = {"images": 24, "count": 3, "steps": 4, "results": Path("kept")}
+    result = real_encoder.main("run", **options)
+    told = capsys.readouterr().out
+    assert "paper's encoder: test" in told and "fine-tuned encoder: test" in told
+    kept = json.loads(Path("kept/real_encoder-run.json").read_text())
+    assert kept == result and kept["model"] == {"name": "run", "dataset": "cartoon", "images": 16}
+    assert Path("kept/real_encoder-run.png").stat().st_size > 10_000
+
+    config, state = dlsgan.read_checkpoint("runs/real_encoder/run-real-encoder.pt")
+    assert state["encoder"] == "an encoder fine-tuned on 24 real images (not in the paper)"
+    trained_config, _ = dlsgan.read_checkpoint("run")
+    clean = {"data_dir": "data/cartoon", "out": "", "device": "auto", "threads": 0}
+    assert config == dataclasses.replace(trained_config, **clean)
+    test = dlsgan.to_float(small_cartoon(config)[1])
+    for name, path in (("paper's", "run"), ("fine-tuned", "runs/real_encoder/run-real-encoder.pt")):
+        measured = dlsgan.evaluate(dlsgan.load_model(path), test)
+        assert kept[name]["psnr_gain_test"] == pytest.approx(measured["psnr_gain_test"], abs=1e-3)
+        assert kept[name]["l_enc"] == pytest.approx(measured["l_enc"], abs=1e-3)
+
+    monkeypatch.setattr(real_encoder, "draw", no_report)
+    again = real_encoder.main("run", **options)  # fine-tuned already
+    assert again["fine-tuned"]["psnr_gain_test"] == kept["fine-tuned"]["psnr_gain_test"]
+    with pytest.raises(dlsgan.UserError, match="delete it to start again"):
+        real_encoder.main("run", **options | {"images": 48})
+    with pytest.raises(dlsgan.UserError, match="must be at least 1"):
+        real_encoder.main("run", **options | {"count": 0})
+
+
+# ---- The page ----------------------------------------------------------------------------------------------
+
+MODELS = ("celeba64", "mnist-24k")  # in the page's table
+
+
+def page_table():
+    """The table of toy_experiments/README.md, from the kept results."""
+    columns = []
+    for name in MODELS:
+        kept = json.loads((RESULTS / f"real_encoder-{name}.json").read_text())
+        for encoder in ("paper's", "fine-tuned"):
+            row = kept[encoder]
+            gains = ", ".join(f"{point['gain']:+.2f}" for point in row["one"])
+            times = ", ".join(f"{point['milliseconds']:.0f}" for point in row["one"])
+            columns.append(
+                {
+                    "": f"{name}, {encoder}",
+                    "---": "---",
+                    "gain on test images, dB": f"{row['psnr_gain_test']:+.2f}",
+                    "gain on generated images, dB": f"{row['psnr_gain_generated']:+.2f}",
+                    "L_enc": f"{row['l_enc']:.3f}",
+                    "test codes of usual length": f"{row['inside']:.0%}",
+                    "one by one, 0, 5, 20, 100 steps on z, dB": gains,
+                    "the same, milliseconds an image": times,
+                    "500 steps on z, dB": f"{row['descent']['z']:+.2f}",
+                    "500 steps on w, dB": f"{row['descent']['w']:+.2f}",
+                    "500 steps on z from random codes, dB": f"{kept['random']['z']:+.2f}",
+                }
+            )
+    lines = [f"| {key} | {' | '.join(column[key] for column in columns)} |" for key in columns[0]]
+    return " ".join(" ".join(lines).split())
+
+
+def test_the_page_tells_what_was_measured():
+    assert page_table() in page_text("toy_experiments/README.md")
