@@ -49,7 +49,7 @@ from toy_experiments.tools import export_weights
 
 LR_FINAL = 0.1  # factor to which the learning rate falls
 TEST = 1000  # test images whose codes' lengths are compared
-COLOURS = {"paper's": "#30638e", "fine-tuned": "#d1495b"}  # encoders
+COLOURS = {"paper's": "#3c7a5d", "fine-tuned": "#7b4f9d"}  # encoders
 
 
 class FineTuning:
