@@ -1262,8 +1262,8 @@ class Config:
     mapping_layers: int = option(2, "layers of the mapping network", most=64)
     batch_size: int = option(8, "real images a step, of all processes together")
     images: int = option(54_000, "budget: real images seen in training")
-    lr: float = option(3e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
-    lr_final: float = option(0.1, "factor to which the learning rate falls by the end of the budget")
+    lr: float = option(4e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
+    lr_final: float = option(0.25, "factor to which the learning rate falls by the end of the budget")
     loss: str = option("nsgan", "adversarial loss", choices=LOSSES)
     encoder_weight: float = option(3.0, "lambda, the weight of L_enc in both losses", 0)
     r1_gamma: float = option(2.0, "gamma: gamma / 2 weighs R1 (or the penalty of wgan-gp)", 0)
@@ -1306,8 +1306,8 @@ PRESETS = {
     "mnist": {"dataset": "mnist", "channel_max": 64, "latent_dim": 32, "batch_size": 16, "images": 84_000,
               "lr": 2e-3, "lr_final": 0.5, "r1_gamma": 5.0},
     "celeba64": {"dataset": "celeba", "resolution": 64, "channel_max": 64, "batch_size": 16,
-                 "images": 400_000, "lr": 2e-3, "encoder_weight": 8.0, "r1_gamma": 1.0, "scale_window": 1500,
-                 "flip": True},
+                 "images": 400_000, "lr": 2e-3, "lr_final": 0.1, "encoder_weight": 8.0, "r1_gamma": 1.0,
+                 "scale_window": 1500, "flip": True},
     "celeba": {"dataset": "celeba", "resolution": 128, "channel_base": 8192, "channel_max": 512,
                "latent_dim": 512, "mapping_layers": 8, "batch_size": 32, "images": 50 * 182_637, "lr": 1e-3,
                "lr_final": round(0.98**50, 4), "encoder_weight": 1.0, "r1_gamma": 20.0, "scale_rule": "sma",

@@ -1450,7 +1450,7 @@ def test_settings_that_may_change_on_resume(capsys):
     assert [line["images"] for line in changed] == [44]
     assert (
         changed[0]["changed"]
-        == "images 40 -> 60, lr 0.003 -> 0.001, r1_gamma 2.0 -> 5.0, encoder_weight 3.0 -> 0.5"
+        == "images 40 -> 60, lr 0.004 -> 0.001, r1_gamma 2.0 -> 5.0, encoder_weight 3.0 -> 0.5"
     )
     assert lines[-1]["images"] == 60 and dlsgan.read_checkpoint("r")[0].lr == 0.001
     capsys.readouterr()
