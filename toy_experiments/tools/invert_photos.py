@@ -123,7 +123,8 @@ def main(photos: list[str], checkpoint: str, eyes: dict[str, Eyes], refine: int,
         y = model.decode(z).clamp(-1, 1)
         codes.append(z)
         for i, photo in enumerate(found):
-            path = dlsgan.free_path(folder / f"{os.path.basename(photo)}.png")
+            paths = dlsgan.numbered(folder / f"{os.path.basename(photo)}.png")
+            path = next(path for path in paths if not path.exists())
             save(Image.fromarray(dlsgan.make_grid([torch.stack((x[i], y[i]))])), path)
             names.append(path.stem)
             print(f"{path.stem}: {how}: {yardstick.tell(x[i], y[i], z[i])}")

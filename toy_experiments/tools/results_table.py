@@ -44,7 +44,7 @@ COLUMNS = {
 
 JUDGED = {
     "L_enc": ("l_enc", ".2f"),
-    "live dimensions": ("active", "g"),
+    "live dimensions": ("active", ".2g"),
     "spread": ("spread", ".2f"),
     "generated, dB": ("psnr_gain_generated", "+.1f"),
     "test, dB": ("psnr_gain_test", "+.1f"),
@@ -173,7 +173,9 @@ def shown_content(judged: list[dict]) -> str:
     """What reconstructions of test images still show: factors of faces, or the digit."""
     if "kept" in judged[0]:
         return mean_and_range([100 * m["kept"] for m in judged], ".0f") + "% of digits"
-    return mean_and_range([settings.known_factors(m["r2_reconstructions"]) for m in judged], "g") + " factors"
+    return (
+        mean_and_range([settings.known_factors(m["r2_reconstructions"]) for m in judged], ".2g") + " factors"
+    )
 
 
 def found() -> str:
@@ -182,10 +184,11 @@ def found() -> str:
     for path in sorted(FOLDER.glob("*.json")):
         result = json.loads(path.read_text())
         if "judged" in result:
-            groups[re.sub(r" --seed \d+", "", result["command"])].append(result)
+            groups[re.sub(r" --(seed|threads) \d+", "", result["command"])].append(result)
     headings = ["run", "images", "seeds", *JUDGED, "shown by reconstructions"]
     rows = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
-    for command, results in groups.items():
+    in_order = sorted(groups.items(), key=lambda group: (group[1][0]["measures"]["images"], len(group[0])))
+    for command, results in in_order:
         judged = [result["judged"] for result in results]
         cells = [f"`{command}`", f"{results[0]['measures']['images']:,}", str(len(results))]
         cells += [mean_and_range([m[key] for m in judged], form) for key, form in JUDGED.values()]
