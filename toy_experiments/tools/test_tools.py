@@ -202,6 +202,27 @@ def test_the_readme_table_comes_from_the_judged_runs():
     assert results_table.found() in text and "| 3 |" in text  # three seeds
 
 
+def test_what_the_readme_says_of_the_cartoon_runs():
+    def judged(name):
+        return results_table.load(name)["judged"]
+
+    text = page_text("README.md")
+    seeds = [judged(f"cartoon-seed-{seed}") for seed in range(3)]
+    plain, slower = judged("cartoon-seed-0-no-scale"), judged("cartoon-lr-0.003")
+    scaled_long, plain_long = judged("cartoon"), judged("cartoon-no-scale")
+    smile = dlsgan.CARTOON_FACTORS.index("smile")
+    assert "Without it L_enc stays high" in text and min(plain["l_enc"], plain_long["l_enc"]) > 0.6
+    assert "L_enc falls to a quarter" in text
+    assert scaled_long["l_enc"] / np.mean([m["l_enc"] for m in seeds]) == pytest.approx(0.25, abs=0.05)
+    assert "the smile, of which the three seeds show nothing, comes back" in text
+    assert max(m["r2_reconstructions"][smile] for m in seeds) < 0.05
+    assert scaled_long["r2_reconstructions"][smile] > 0.7
+    assert "falls to a tenth, fewer are" in text and slower["active"] < min(m["active"] for m in seeds)
+    assert "a little farther from the data with it than without" in text
+    assert 0.1 < scaled_long["swd_ratio"] - plain_long["swd_ratio"] < 0.25
+    assert "nine of 64 latent dimensions" in text and scaled_long["active"] == 9
+
+
 def test_the_tables_of_all_runs_come_from_the_kept_results():
     text = (ROOT / "toy_experiments" / "README.md").read_text()
     for folder in (results_table.FOLDER, results_table.TRIALS):
