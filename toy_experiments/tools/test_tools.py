@@ -223,6 +223,19 @@ def test_what_the_readme_says_of_the_cartoon_runs():
     assert "nine of 64 latent dimensions" in text and scaled_long["active"] == 9
 
 
+def test_what_the_readme_says_of_digits_and_speeds():
+    text = page_text("README.md")
+    digits = results_table.load("mnist")["measures"]
+    assert f"L_enc falls to {digits['l_enc']:.2f}, but" in text
+    assert f"test digits come back {digits['psnr_gain_test']:.1f} dB above the mean image" in text
+    kept = json.loads((RESULTS / "speed.json").read_text())
+    of_floor = [row["step/floor"] for n in (1, 2) for row in kept[f"floor, {n} threads"].values()]
+    presets = [kept[f"presets, {n} threads: before, after, gain"] for n in (1, 2)]
+    gains = [row["gain"] for section in presets for row in section.values()]
+    assert f"takes {min(of_floor):.2f} to {max(of_floor):.2f} times the time" in text
+    assert f"each preset {min(gains):.1f} to {max(gains):.1f} times as fast" in text
+
+
 def test_the_tables_of_all_runs_come_from_the_kept_results():
     text = (ROOT / "toy_experiments" / "README.md").read_text()
     for folder in (results_table.FOLDER, results_table.TRIALS):
