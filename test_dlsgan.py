@@ -356,6 +356,20 @@ def test_shapes_and_finite_outputs(resolution, channels):
     assert x.isfinite().all() and 0.1 < x.std() < 10 and z_hat.isfinite().all()
 
 
+def test_generated_images_stay_in_their_range():
+    """Outside of it the generator would write z where no image file keeps it."""
+    torch.manual_seed(0)
+    generator = dlsgan.build(tiny()).generator
+    for layer in (generator.to_rgb, *(block.to_rgb for block in generator.blocks)):
+        layer.weight.data *= 10
+    z = torch.randn(16, tiny().latent_dim)
+    image = generator(z)
+    assert image.max() == 1 and image.min() == -1
+    assert (image.abs() < 1).float().mean() > 0.01
+    (gradient,) = torch.autograd.grad(image.sum(), generator.to_rgb.bias)
+    assert gradient.abs().sum() > 0
+
+
 def test_channels_of_the_paper_preset():
     assert [dlsgan.channels_at(r, 8192, 512) for r in (4, 8, 16, 32, 64, 128)] == [
         512,
@@ -1112,6 +1126,21 @@ def test_presets():
         dlsgan.Config(**dlsgan.PRESETS[preset])
 
 
+def test_lambda_and_learning_rate_fall_exponentially_to_their_share(monkeypatch):
+    original, seen = dlsgan.train_step, []
+
+    def watched(model, optimizers, real, rng, loss, encoder_weight, *more):
+        seen.append((encoder_weight, optimizers[1].param_groups[0]["lr"]))
+        return original(model, optimizers, real, rng, loss, encoder_weight, *more)
+
+    monkeypatch.setattr(dlsgan, "train_step", watched)
+    config = tiny(encoder_weight=10.0, encoder_weight_final=0.1, lr=1e-3, lr_final=0.25)
+    list(dlsgan.train(config))
+    progress = np.arange(len(seen)) / len(seen)
+    assert len(seen) == 10
+    np.testing.assert_allclose(seen, np.stack([10 * 0.1**progress, 1e-3 * 0.25**progress], 1))
+
+
 def test_help_shows_every_flag_and_its_default(capsys):
     with pytest.raises(SystemExit) as end:
         dlsgan.main(["--help"])
@@ -1682,13 +1711,14 @@ def test_bfloat16_trains_as_float32_does(loss, penalty_weight):
     assert farthest(full, half, "l_enc_train") < 0.02
     penalties = [line["penalty"] for line in half]
     assert (max(penalties) > 0) == (penalty_weight > 0)
-    assert farthest(full, half, "penalty") < 0.1 * max(1e-9, *penalties) or not penalty_weight
+    assert farthest(full, half, "penalty") < 0.2 * max(1e-9, *penalties) or not penalty_weight
 
 
 def test_the_tolerance_is_one_that_another_run_does_not_meet():
     full, _ = train_in_precision("nsgan", 5.0, bf16=False)
     other, _ = train_in_precision("nsgan", 5.0, bf16=True, seed=1)
-    assert farthest(full, other, "l_enc_train") > 0.1
+    assert farthest(full, other, "l_enc_train") > 0.05
+    assert farthest(full, other, "penalty") > 0.5 * max(line["penalty"] for line in full)
     l_enc = [line["l_enc_train"] for line in full]
     assert max(l_enc) - min(l_enc) > 0.2  # and in which something happens
 
@@ -2976,6 +3006,27 @@ def test_r04_the_default_run_over_seeds():
             values = sorted(run["judged"][key] for run in runs)
             numbers += [format(value, form) for value in dict.fromkeys((values[0], values[-1]))]
     says("R04", *numbers)
+
+
+def judged_digits(name):
+    judged = results_table.load(name)["judged"]
+    return judged, f"{judged['l_enc']:.2f}", f"{judged['psnr_gain_test']:.1f}", f"{100 * judged['kept']:.0f}"
+
+
+def test_r13_digits_with_and_without_the_scale():
+    scaled, l_enc, gain, kept = judged_digits("mnist")
+    plain, l_enc_plain, gain_plain, kept_plain = judged_digits("mnist-no-scale")
+    assert scaled["l_enc"] < 0.3 < 0.7 < plain["l_enc"] and scaled["kept"] > plain["kept"]
+    numbers = (l_enc, str(scaled["active"]), gain, kept)
+    says("R13", *numbers, l_enc_plain, str(plain["active"]), gain_plain, kept_plain)
+
+
+def test_r14_what_the_clamp_is_worth():
+    clamped, *_ = judged_digits("mnist")
+    unclamped, *numbers = judged_digits("mnist-unclamped")
+    assert clamped["psnr_gain_test"] > unclamped["psnr_gain_test"] + 1
+    assert clamped["kept"] > unclamped["kept"]
+    says("R14", *numbers)
 
 
 def test_r05_what_the_paper_setting_costs():

@@ -41,12 +41,13 @@ from toy_experiments.shared.cli import RESULTS
 CHECKPOINTS = Path("runs/settings")  # of the reader's folder; not kept in the repository
 BASE = {  # the point from which each run differs
     "encoder_weight": 3.0,
+    "encoder_weight_final": 1.0,
     "latent_dim": 64,
-    "channel_base": 1024,
-    "channel_max": 128,
+    "channel_base": 512,
+    "channel_max": 64,
     "batch_size": 8,
-    "lr": 3e-3,
-    "lr_final": 0.1,
+    "lr": 4e-3,
+    "lr_final": 0.25,
     "r1_gamma": 2.0,
     "scale_rule": "ema",
     "scale_window": 400,
@@ -56,25 +57,28 @@ BASE = {  # the point from which each run differs
 }
 CHANGES = {
     "base": {},
-    "mnist": {"dataset": "mnist"},
-    **{f"lambda-{x:g}": {"encoder_weight": float(x)} for x in (0.3, 1, 10)},
+    "mnist": dlsgan.PRESETS["mnist"],
+    **{f"lambda-{x:g}": {"encoder_weight": float(x)} for x in (0.3, 1, 3, 10)},
+    "lambda-stays": {"encoder_weight_final": 1.0},
+    "lambda-10-to-1": {"encoder_weight": 10.0, "encoder_weight_final": 0.1},
     "no-scale": {"latent_scale": False},
-    **{f"gamma-{x:g}": {"r1_gamma": float(x)} for x in (0.02, 0.2, 10)},
+    **{f"gamma-{x:g}": {"r1_gamma": float(x)} for x in (0.2, 2, 10)},
     **{f"d-{d}": {"latent_dim": d} for d in (32, 128, 512)},
-    **{f"channels-1024-{most}": {"channel_max": most} for most in (64, 256)},
-    "channels-2048-128": {"channel_base": 2048},
+    "channels-256-32": {"channel_base": 256, "channel_max": 32},
+    "channels-1024-128": {"channel_base": 1024, "channel_max": 128},
     **{f"batch-{n}": {"batch_size": n} for n in (4, 16)},
-    **{f"lr-{lr:g}": {"lr": lr} for lr in (0.0015, 0.004, 0.006, 0.01)},
-    **{f"window-{n}": {"scale_window": n} for n in (50, 100, 200, 1000, 2000)},
+    **{f"lr-{lr:g}": {"lr": lr} for lr in (0.001, 0.002, 0.008)},
+    "lr-final-1": {"lr_final": 1.0},
+    **{f"window-{n}": {"scale_window": n} for n in (100, 400, 1000)},
     "sma-400": {"scale_rule": "sma"},
     "head-1": {"head_scale": 1.0},
     **{f"seed-{seed}": {"seed": seed} for seed in (1, 2)},
 }
 
 
-LIST = ["base"]  # what `run` without names does
-LIST += [name for name in CHANGES if name not in ("base", "mnist")]
-LIST += [f"mnist+{name}" for name in ("base", "lambda-1", "window-2000", "gamma-0.2", "lr-0.0015")]
+LIST = [name for name in CHANGES if name == "base" or BASE | CHANGES[name] != BASE]
+LIST.remove("mnist")  # what `run` without names does: all changes, and a few with digits
+LIST += [f"mnist+{name}" for name in ("base", "lambda-3", "gamma-2", "window-400", "lambda-stays")]
 
 
 def configure(name: str, data_dir: str = "") -> dlsgan.Config:

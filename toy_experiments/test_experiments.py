@@ -208,8 +208,8 @@ def test_four_factors_are_found_anew(monkeypatch):
 def small_mnist(monkeypatch):
     write_mnist(Path("data/mnist"), 60)
     monkeypatch.setattr(mnist, "RESULTS", Path("kept"))
-    preset = {"dataset": "mnist", "encoder_weight": 3.0} | {key: TINY[key] for key in TINY if key != "images"}
-    monkeypatch.setitem(dlsgan.PRESETS, "mnist", preset)
+    small = {"dataset": "mnist", "encoder_weight": 3.0} | {key: TINY[key] for key in TINY if key != "images"}
+    monkeypatch.setattr(mnist, "SETTINGS", small)
 
 
 def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):

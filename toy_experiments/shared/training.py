@@ -130,11 +130,10 @@ def train_gan(
         if stream is None:  # only now it is known which step is the first
             stream = dlsgan.batches(train_images, c.batch_size, c.seed, step, c.flip)
         dlsgan.decay_learning_rate(optimizers, c.lr, c.lr_final, step / steps)
+        encoder_weight = c.encoder_weight_at(step / steps)
         penalty_weight = 0.0 if step % penalty_every else c.r1_gamma / 2 * penalty_every
         real = dlsgan.to_float(next(stream), device)
-        losses = dlsgan.train_step(
-            model, optimizers, real, rng, c.loss, c.encoder_weight, penalty_weight, bf16
-        )
+        losses = dlsgan.train_step(model, optimizers, real, rng, c.loss, encoder_weight, penalty_weight, bf16)
         dlsgan.average_weights(result, model, step)
         if step % 100 == 0:
             finite = math.isfinite(losses["loss_d"].item() + losses["loss_g"].item())
