@@ -20,9 +20,8 @@ ignores. Digits: share of samples that a classifier reads with a confidence abov
 digits; how many of the ten classes make up 5 to 15% of the samples; share of test digits whose reconstruction
 is read as the same digit.
 
-Kept so far is one run, of five minutes, which is too short: at its end L_enc has only begun to fall.
-Expected printout of `run base --minutes 5` (two cores of an AMD EPYC with AVX2, one thread, seed 0):
-    base, 5 min: 14,408 images, L_enc 0.97, 0 live, spread 0.79, test -0.1 dB, SWD ratio 4.90, 0 factors of 8
+No run is kept yet. Expected printout of `run base`, with numbers in place of dots:
+    base, 6 min: ... images, L_enc ..., ... live, spread ..., test ... dB, SWD ratio ..., ... factors of 8
 """
 
 import dataclasses

@@ -58,7 +58,7 @@ COMPARED = {
     "gain over the mean image": ("psnr_gain_generated", "+.2f"),
     "SSIM, generated images": ("ssim_generated", ".3f"),
     "PSNR, test images": ("psnr_test", ".2f"),
-    "gain over the mean face": ("psnr_gain_test", "+.2f"),
+    "gain over the mean test image": ("psnr_gain_test", "+.2f"),
     "SSIM, test images": ("ssim_test", ".3f"),
     "spread, generated / real": ("spread", ".2f"),
     "sliced Wasserstein distance of samples": ("swd", ".1f"),
