@@ -3013,21 +3013,21 @@ def judged_digits(name):
     return judged, f"{judged['l_enc']:.2f}", f"{judged['psnr_gain_test']:.1f}", f"{100 * judged['kept']:.0f}"
 
 
-def test_r13_digits_with_and_without_the_scale():
+def test_r14_digits_with_and_without_the_scale():
     scaled, l_enc, gain, kept = judged_digits("mnist")
     plain, l_enc_plain, gain_plain, kept_plain = judged_digits("mnist-no-scale")
     assert scaled["l_enc"] < 0.3 < 0.7 < plain["l_enc"]
     assert scaled["psnr_gain_test"] > plain["psnr_gain_test"] + 0.5
     numbers = (l_enc, str(scaled["active"]), gain, kept)
-    says("R13", *numbers, l_enc_plain, str(plain["active"]), gain_plain, kept_plain)
+    says("R14", *numbers, l_enc_plain, str(plain["active"]), gain_plain, kept_plain)
 
 
-def test_r14_what_the_clamp_is_worth():
+def test_r15_what_the_clamp_is_worth():
     clamped, *_ = judged_digits("mnist")
     unclamped, *numbers = judged_digits("mnist-unclamped")
     assert clamped["psnr_gain_test"] > unclamped["psnr_gain_test"] + 1
     assert clamped["kept"] > unclamped["kept"]
-    says("R14", *numbers)
+    says("R15", *numbers)
 
 
 def test_r05_what_the_paper_setting_costs():

@@ -229,7 +229,10 @@ def test_what_the_readme_says_of_digits_and_speeds():
     assert f"is sure of {digits['readable']:.0%} of the samples" in text
     assert f"and of {digits['readable_test']:.0%} of the test digits" in text
     plain = judged("mnist-no-scale")
-    assert f"is worth {digits['psnr_gain_test'] - plain['psnr_gain_test']:.1f} dB, and nothing in the share" in text
+    assert (
+        f"is worth {digits['psnr_gain_test'] - plain['psnr_gain_test']:.1f} dB, and nothing in the share"
+        in text
+    )
     assert abs(digits["kept"] - plain["kept"]) < 0.01
     assert "little of what the encoder learned helps with real digits" in text
     assert unclamped["psnr_gain_test"] < 1 < 2 < digits["psnr_gain_test"]
