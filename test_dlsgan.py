@@ -1683,7 +1683,7 @@ def train_in_precision(
 ) -> tuple[list[dict], dlsgan.DLSGAN]:
     """The scalars of each step, every second one with a penalty, and the model."""
     sizes = {"resolution": 8, "latent_dim": 4, "channel_base": 256, "channel_max": 32, "mapping_layers": 1}
-    config = dlsgan.Config(**sizes, lr=1e-3, scale_window=20)
+    config = dlsgan.Config(**sizes, lr=1e-3, scale_window=20, head_scale=1.0)
     torch.manual_seed(seed)
     state = dlsgan.TrainingState(config, torch.device("cpu"))
     images, _ = dlsgan.cartoon_faces(8 * PRECISION_STEPS, 8)
@@ -1711,13 +1711,13 @@ def test_bfloat16_trains_as_float32_does(loss, penalty_weight):
     assert farthest(full, half, "l_enc_train") < 0.02
     penalties = [line["penalty"] for line in half]
     assert (max(penalties) > 0) == (penalty_weight > 0)
-    assert farthest(full, half, "penalty") < 0.2 * max(1e-9, *penalties) or not penalty_weight
+    assert farthest(full, half, "penalty") < 0.1 * max(1e-9, *penalties) or not penalty_weight
 
 
 def test_the_tolerance_is_one_that_another_run_does_not_meet():
     full, _ = train_in_precision("nsgan", 5.0, bf16=False)
     other, _ = train_in_precision("nsgan", 5.0, bf16=True, seed=1)
-    assert farthest(full, other, "l_enc_train") > 0.05
+    assert farthest(full, other, "l_enc_train") > 0.1
     assert farthest(full, other, "penalty") > 0.5 * max(line["penalty"] for line in full)
     l_enc = [line["l_enc_train"] for line in full]
     assert max(l_enc) - min(l_enc) > 0.2  # and in which something happens
@@ -2990,17 +2990,17 @@ def test_r03_the_shipped_pair_and_its_codes():
     says("R03", *of_scaled, str(plain["active"]), f"{plain['l_enc']:.2f}")
 
 
-def test_r04_the_default_run_over_seeds():
+def test_r04_the_default_run_in_three_seeds():
     numbers = [f"{dlsgan.Config().images:,}"]
     kept = {}
     for suffix in ("", "-no-scale"):
-        files = sorted(results_table.FOLDER.glob(f"cartoon-seed-[0-9]{suffix}.json"))
-        kept[suffix] = [results_table.load(file.stem) for file in files]
+        kept[suffix] = [results_table.load(f"cartoon-seed-{seed}{suffix}") for seed in range(3)]
+        assert [run["settings"]["seed"] for run in kept[suffix]] == [0, 1, 2]
+        assert {run["measures"]["images"] for run in kept[suffix]} == {dlsgan.Config().images}
         default = dataclasses.asdict(dlsgan.Config(latent_scale=suffix == ""))
         for name in ("seed", "threads", "data_dir", "out", "device"):
             default.pop(name)
         assert all(run["settings"].items() >= default.items() for run in kept[suffix])
-    assert len(kept[""]) == 3 and kept["-no-scale"]
     for key, form in (("l_enc", ".2f"), ("psnr_gain_test", ".1f")):
         for runs in kept.values():
             values = sorted(run["judged"][key] for run in runs)
@@ -3018,6 +3018,9 @@ def test_r14_digits_with_and_without_the_scale():
     plain, l_enc_plain, gain_plain, kept_plain = judged_digits("mnist-no-scale")
     assert scaled["l_enc"] < 0.3 < 0.7 < plain["l_enc"]
     assert scaled["psnr_gain_test"] > plain["psnr_gain_test"] + 0.5
+    for name, latent_scale in {"mnist": True, "mnist-unclamped": True, "mnist-no-scale": False}.items():
+        preset = dlsgan.PRESETS["mnist"] | {"latent_scale": latent_scale, "seed": 0}
+        assert results_table.load(name)["settings"].items() >= preset.items()
     numbers = (l_enc, str(scaled["active"]), gain, kept)
     says("R14", *numbers, l_enc_plain, str(plain["active"]), gain_plain, kept_plain)
 

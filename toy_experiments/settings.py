@@ -268,7 +268,8 @@ def main(what: str, names: tuple = (), minutes: float = 6.0, data_dir: str = "da
     results = cli.read_runs(path)
     if what == "judge":
         dlsgan.require(len(names) == 1, "judge needs one checkpoint or folder of a run")
-        measures = judge(names[0], data_dir if dlsgan.read_checkpoint(names[0])[0].dataset == "mnist" else "")
+        of_digits = dlsgan.read_checkpoint(names[0])[0].dataset == "mnist"
+        measures = rounded(judge(names[0], data_dir if of_digits else ""))
         print_measures(measures)
         return measures
     if what == "run":

@@ -229,3 +229,31 @@ def page_table():
 
 def test_the_page_tells_what_was_measured():
     assert page_table() in page_text("toy_experiments/README.md")
+
+
+def test_the_page_concludes_what_was_measured():
+    text = page_text("toy_experiments/README.md")
+    digits, faces, plain = (
+        json.loads((RESULTS / f"real_encoder-{name}.json").read_text())
+        for name in ("mnist", "celeba64", "mnist-no-scale")
+    )
+    first, last = digits["paper's"]["descent"], digits["fine-tuned"]["descent"]
+    assert f"{last['start'] - first['start']:.1f} of {first['z'] - first['start']:.1f} dB come back" in text
+    assert f"On w there are {first['w'] - first['z']:.1f} dB more" in text
+    assert f"missed by a quarter of a dB*, {digits['fine-tuned']['psnr_gain_test']:+.2f} dB" in text
+    assert digits["fine-tuned"]["l_enc"] < digits["paper's"]["l_enc"]
+
+    def after(kept, steps):
+        point = next(point for point in kept["fine-tuned"]["one"] if point["steps"] == steps)
+        return point["gain"], point["milliseconds"] / 1000
+
+    on_digits = f"{after(digits, 20)[0]:+.1f} against {digits['random']['z']:+.1f}"
+    on_faces = f"{after(faces, 20)[0]:+.1f} against {faces['random']['z']:+.1f}"
+    assert f"{on_digits} dB on digits, {on_faces} dB on faces" in text
+    gain, seconds = after(digits, 100)
+    assert gain > digits["random"]["z"] and f"On digits 100 steps do, in {seconds:.1f} s" in text
+    behind = [
+        digits[way]["psnr_gain_test"] - plain[way]["psnr_gain_test"] for way in ("paper's", "fine-tuned")
+    ]
+    assert f"from {behind[0]:.1f} dB behind to {behind[1]:.1f} dB behind" in text
+    assert plain["fine-tuned"]["descent"]["z"] > last["z"]
