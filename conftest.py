@@ -63,6 +63,11 @@ def tiny_plain():
     return config, train_images, test_images
 
 
+def flat(module):
+    """All weights as one vector."""
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
 def double(module):
     return module.double().requires_grad_()
 

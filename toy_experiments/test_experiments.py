@@ -1,4 +1,5 @@
-"""Tests of the experiments at the top of this folder; those on planar data are in test_planar.py."""
+"""Tests of the experiments at the top of this folder; those on planar data are in test_planar.py and
+test_failure_gallery.py."""
 
 import copy
 import json
