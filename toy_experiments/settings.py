@@ -18,7 +18,8 @@ z_hat in the live dimensions alone, and by a convolutional regressor, trained on
 reconstructions. All of z_hat would tell the factors even without the scale, in dimensions that the generator
 ignores. Digits: share of samples that a classifier reads with a confidence above 0.95, over that of test
 digits; how many of the ten classes make up 5 to 15% of the samples; share of test digits whose reconstruction
-is read as the same digit.
+is read as the same digit. CelebA, with `judge` alone: balanced accuracy of attributes of test images, read
+from z_hat, from reconstructions and from the images.
 
 No run is kept yet. Expected printout of `run base`, with numbers in place of dots:
     base, 6 min: ... images, L_enc ..., ... live, spread ..., test ... dB, SWD ratio ..., ... factors of 8
@@ -113,10 +114,8 @@ def train(name: str, minutes: float, data_dir: str = "") -> Path:
 def judge(checkpoint: str | Path, data_dir: str = "") -> dict:
     """All judges on a checkpoint or the folder of a run: {measure: number or list of numbers}."""
     config, _ = dlsgan.read_checkpoint(checkpoint)
-    known = config.dataset in ("cartoon", "mnist")
-    dlsgan.require(
-        known, f"{checkpoint} was trained on {config.dataset}: there are judges for cartoon and mnist"
-    )
+    known = config.dataset != "folder"
+    dlsgan.require(known, f"{checkpoint} was trained on a folder of images, for which there is no judge")
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
     model = dlsgan.load_model(checkpoint, "cpu")
     test = dlsgan.to_float(dlsgan.LOADERS[config.dataset](config)[1][:2000])
@@ -124,6 +123,8 @@ def judge(checkpoint: str | Path, data_dir: str = "") -> dict:
     if config.dataset == "cartoon":
         regressor = judges.factor_regressor(CHECKPOINTS / "judges", config.resolution)
         result |= judges.factors(model, regressor)
+    elif config.dataset == "celeba":
+        result["recognised"] = judges.recognised(model, judges.celeba_material(config))
     else:
         classifier, accuracy = judges.digit_classifier(CHECKPOINTS / "judges", config)
         result |= judges.digits(model, classifier, test[:1000]) | {"classifier_accuracy": accuracy}

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import dlsgan
+from conftest import perfect_model, write_attributes, write_celeba
 from toy_experiments import settings
 from toy_experiments.shared import budget, classifiers, judges
 
@@ -175,6 +176,33 @@ def test_live_latents_are_those_above_a_half():
     assert torch.equal(seen, x[:, 0, 0, :3])
 
 
+def test_attributes_are_recognised_as_well_as_the_model_keeps_them():
+    """Images are the latent vectors, attributes the signs of the first three: a perfect model keeps them all,
+    one that forgets the second loses it in codes and pictures, and shuffled labels tell nothing."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.uniform(-1, 1, (3000, 1, 3, 3))).float()
+    labels = x.flatten(1)[:, :3].numpy() > 0
+    keep = torch.ones(9)
+    model = perfect_model(3)
+    model.generator = nn.Sequential(nn.Unflatten(1, (1, 3, 3)))
+    model.discriminator.forward = lambda images: (images.flatten(1)[:, 0], images.flatten(1) * keep)
+
+    def found(labels):
+        halves = (x[:2000], labels[:2000], x[2000:], labels[2000:])
+        judge = lambda images: images.flatten(1)[:, :3]  # noqa: E731
+        return judges.recognised(model, judges.Material("abc", judge, 0.0, {}, *halves))
+
+    for scores in found(labels).values():
+        assert min(scores.values()) > 0.97
+    keep[1] = 0
+    forgetful = found(labels)
+    assert min(forgetful["from the images"].values()) == 1
+    for source in ("from z_hat", "from reconstructions"):
+        assert forgetful[source]["b"] == pytest.approx(0.5, abs=0.05) and forgetful[source]["a"] > 0.97
+    shuffled = found(rng.permutation(labels))
+    assert all(abs(score - 0.5) < 0.06 for scores in shuffled.values() for score in scores.values())
+
+
 def write_digits(folder, n=90):
     """Files in MNIST's format: a digit is a column of white pixels at its place."""
     folder.mkdir()
@@ -223,6 +251,16 @@ def test_names_mean_changes_from_the_base():
         settings.configure(name)
     with pytest.raises(dlsgan.UserError, match="unknown change 'lambda-7'"):
         settings.configure("base+lambda-7")
+
+
+def test_faces_of_celeba_are_judged_by_their_attributes(tiny):
+    write_celeba(Path("c"), n=100, test=20)
+    write_attributes(Path("c"), list(classifiers.CELEBA_ATTRIBUTES))
+    config = dlsgan.Config(**TINY | {"resolution": 16, "dataset": "celeba", "data_dir": "c", "out": "run"})
+    list(dlsgan.train(config))
+    result = settings.judge("run")
+    assert result["swd_ratio"] > 0
+    assert result["recognised"]["from z_hat"].keys() == set(classifiers.CELEBA_ATTRIBUTES)
 
 
 def test_budget_is_time_over_speed(tmp_path, monkeypatch):

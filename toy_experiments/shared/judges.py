@@ -1,16 +1,21 @@
 """Judges of a trained DLSGAN: its samples, its reconstructions, the factors of cartoon faces that it knows,
-and how its digits read. Images are [N, C, H, W] in [-1, 1]. Nothing to run here."""
+how its digits read, and which attributes of photographs it keeps. Images are [N, C, H, W] in [-1, 1]. Nothing
+to run here."""
 
 import gzip
 import hashlib
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 import dlsgan
@@ -178,3 +183,59 @@ def digit_classifier(folder: Path, config: dlsgan.Config, steps: int = 2000) -> 
     network = kept_network(folder / f"digits-{config.resolution}.pt", config.resolution, 10, train)
     right = probabilities(network, dlsgan.to_float(test_images)).argmax(1) == torch.tensor(test_labels)
     return network, right.float().mean().item()
+
+
+class Material(NamedTuple):
+    """What judging or editing attributes needs of a data set."""
+
+    names: Sequence[str]  # of the K attributes
+    judge: Callable[[Tensor], Tensor]  # x [N, 3, H, W] -> values [N, K]
+    threshold: float  # of these values, above which an image has the attribute
+    scores: dict[str, list[float]]  # how good the judge is, per attribute
+    images: Tensor  # labelled
+    labels: np.ndarray  # bool [N, K]
+    test: Tensor  # other images; the first are edited
+    test_labels: np.ndarray  # bool [M, K]
+
+
+def celeba_material(config: dlsgan.Config, labelled: int = 8000, judge_steps: int = 1000) -> Material:
+    """Half of the training images are for the normals, the other half for the judge."""
+    train_images, test_images = dlsgan.load_celeba(config)
+    labels = classifiers.celeba_labels(config)
+    order = np.random.default_rng(0).permutation(len(train_images))
+    half = len(order) // 2
+    fit = np.sort(order[:half][:labelled])
+    judge = classifiers.attribute_classifier(train_images, labels, np.sort(order[half:]), judge_steps)
+    test_labels = labels[len(train_images) :]
+    test = dlsgan.to_float(test_images)
+    right = (judge(test).numpy() > 0.5) == test_labels
+    scores = {
+        "accuracy": right.mean(0).round(4).tolist(),
+        "share of test images": test_labels.mean(0).round(4).tolist(),
+    }
+    images = dlsgan.to_float(train_images[fit])
+    return Material(classifiers.CELEBA_ATTRIBUTES, judge, 0.5, scores, images, labels[fit], test, test_labels)
+
+
+@torch.no_grad()
+def recognised(model: dlsgan.DLSGAN, material: Material) -> dict[str, dict[str, float]]:
+    """Balanced accuracy of each attribute on test images: of a logistic regression on z_hat, fitted on the
+    labelled images; of the judge on reconstructions, and on the images themselves."""
+    z_labelled = in_batches(model.encode, material.images)
+    z_test = in_batches(model.encode, material.test)
+    by_codes = []
+    for label in material.labels.T:
+        regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced"))
+        by_codes.append(regression.fit(z_labelled.numpy(), label).predict(z_test.numpy()))
+    reconstructions = in_batches(model.decode, z_test)
+    read = {
+        "from z_hat": np.stack(by_codes, 1),
+        "from reconstructions": (material.judge(reconstructions) > material.threshold).numpy(),
+        "from the images": (material.judge(material.test) > material.threshold).numpy(),
+    }
+    result = {}
+    for source, values in read.items():
+        pairs = zip(material.test_labels.T, values.T, strict=True)
+        scores = [round(float(balanced_accuracy_score(a, b)), 4) for a, b in pairs]
+        result[source] = dict(zip(material.names, scores, strict=True))
+    return result

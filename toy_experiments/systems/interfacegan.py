@@ -18,19 +18,19 @@ s * z_hat.
 
 An edit can only be as good as the encoder: what a reconstruction does not keep (`kept`: squared correlation
 between what the judge reads off test images and off their reconstructions), no direction can change. Look at
-that line first.
+that line first. `recognised` says the same in balanced accuracies on test images: of a logistic regression on
+z_hat, of the judge on the reconstructions, and of the judge on the images themselves.
 
     python -m toy_experiments.systems.interfacegan --checkpoint runs/cartoon      about 3 minutes on one core
     python -m toy_experiments.systems.interfacegan --checkpoint runs/celeba64     about 4 minutes on one core
 
-Expected printout: for each attribute the judge's own score, what is kept, the accuracy of the SVM; for each
-way to edit, the change of the target and the largest change of another attribute.
+Expected printout: for each attribute the judge's own score, what is kept and recognised, the accuracy of the
+SVM; for each way to edit, the change of the target and the largest change of another attribute.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,14 +42,10 @@ from torch import Tensor
 
 import dlsgan
 from toy_experiments.shared import cli
-from toy_experiments.shared.classifiers import (
-    CELEBA_ATTRIBUTES,
-    attribute_classifier,
-    celeba_labels,
-    factor_regressor,
-)
+from toy_experiments.shared.classifiers import CELEBA_ATTRIBUTES, factor_regressor
 from toy_experiments.shared.cli import RESULTS
 from toy_experiments.shared.figures import middles
+from toy_experiments.shared.judges import Material, celeba_material, recognised
 from toy_experiments.shared.training import images_seen, in_batches
 
 SHOWN = {"cartoon": ("smile", "eye opening"), "celeba": CELEBA_ATTRIBUTES}
@@ -180,44 +176,13 @@ def leakage(mean_change: list[list[float]], k: int) -> tuple[float, float, int]:
     return float(row[k]), float(others.max()), int(others.argmax())
 
 
-class Material(NamedTuple):
-    """What an experiment needs of a data set."""
-
-    names: Sequence[str]  # of the K attributes
-    judge: Callable[[Tensor], Tensor]  # x [N, 3, H, W] -> values [N, K]
-    scores: dict[str, list[float]]  # how good the judge is, per attribute
-    images: Tensor  # labelled
-    labels: np.ndarray  # bool [N, K]
-    test: Tensor  # to edit
-
-
-def cartoon_material(config: dlsgan.Config, labelled: int, faces: int, judge_steps: int) -> Material:
+def cartoon_material(config: dlsgan.Config, labelled: int, judge_steps: int) -> Material:
     """Attributes are the signs of the factors."""
     judge, scores = factor_regressor(config.resolution, judge_steps)
     images, factors = dlsgan.cartoon_faces(labelled, config.resolution, 9997)
-    test, _ = dlsgan.cartoon_faces(faces, config.resolution, 9998)
-    return Material(dlsgan.CARTOON_FACTORS, judge, scores, images, factors.numpy() > 0, test)
-
-
-def celeba_material(config: dlsgan.Config, labelled: int, faces: int, judge_steps: int) -> Material:
-    """Half of the training images are for the normals, the other half for the judge."""
-    train_images, test_images = dlsgan.load_celeba(config)
-    labels = celeba_labels(config)
-    order = np.random.default_rng(0).permutation(len(train_images))
-    half = len(order) // 2
-    fit = np.sort(order[:half][:labelled])
-    judge = attribute_classifier(train_images, labels, np.sort(order[half:]), judge_steps)
-    test_labels = labels[len(train_images) :]
-    read = judge(dlsgan.to_float(test_images)).numpy() > 0.5
-    pairs = list(zip(test_labels.T, read.T, strict=True))
-    scores = {
-        "accuracy": [round(float((a == b).mean()), 4) for a, b in pairs],
-        "balanced accuracy": [round(balanced_accuracy_score(a, b), 4) for a, b in pairs],
-        "share of test images": test_labels.mean(0).round(4).tolist(),
-    }
-    images = dlsgan.to_float(train_images[fit])
-    test = dlsgan.to_float(test_images[:faces])
-    return Material(CELEBA_ATTRIBUTES, judge, scores, images, labels[fit], test)
+    test, test_factors = dlsgan.cartoon_faces(2000, config.resolution, 9998)
+    labels, test_labels = (u.numpy() > 0 for u in (factors, test_factors))
+    return Material(dlsgan.CARTOON_FACTORS, judge, 0.0, scores, images, labels, test, test_labels)
 
 
 MATERIAL = {"cartoon": cartoon_material, "celeba": celeba_material}
@@ -241,9 +206,10 @@ def main(
     too_few = f"conditional edits of {count} attributes need more latent dimensions than {count}"
     dlsgan.require(config.latent_dim > count, too_few)
     config.data_dir = data_dir or f"data/{dataset}"
-    material = MATERIAL[dataset](config, labelled, faces, judge_steps)
+    material = MATERIAL[dataset](config, labelled, judge_steps)
+    edited = material.test[:faces]
     found, editors = experiment(
-        model, material.judge, material.images, material.labels, material.test, material.names
+        model, material.judge, material.images, material.labels, edited, material.names
     )
     shown = f"runs/{Path(checkpoint).name}" if Path(checkpoint).is_absolute() else checkpoint
     names = material.names
@@ -254,23 +220,26 @@ def main(
         "model": {"images": images_seen(config, state), "latent_dim": config.latent_dim},
         "unit": UNITS[dataset],
         "labelled": len(material.images),
-        "faces": len(material.test),
+        "faces": len(edited),
+        "test_images": len(material.test),
         "names": list(names),
         "judge": {key: dict(zip(names, values, strict=True)) for key, values in material.scores.items()},
     }
-    result |= found
+    result |= found | {"recognised": recognised(model, material)}
     report(result)
     cli.write_json(results / f"interfacegan-{dataset}.json", result)
     with torch.no_grad():
-        reconstructions = in_batches(model.reconstruct, material.test).clamp(-1, 1)
+        reconstructions = in_batches(model.reconstruct, edited)
         path = results / f"interfacegan-{dataset}.png"
-        draw(result, editors, material.test, reconstructions, SHOWN[dataset], path)
+        draw(result, editors, edited, reconstructions, SHOWN[dataset], path)
     return result
 
 
 def report(result: dict) -> None:
     names = result["names"]
-    for title, values in (*result["judge"].items(), ("kept", result["kept"])):
+    lines = [*result["judge"].items(), ("kept", result["kept"])]
+    lines += [(f"recognised {source}", values) for source, values in result["recognised"].items()]
+    for title, values in lines:
         print(f"{title}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
     for way, found in result["ways"].items():
         print(f"{way}, from distance -3 to 3, changes in {result['unit']}:")

@@ -170,9 +170,12 @@ def mean_and_range(values: list[float], form: str) -> str:
 
 
 def shown_content(judged: list[dict]) -> str:
-    """What reconstructions of test images still show: factors of faces, or the digit."""
+    """What reconstructions of test images still show: factors of faces, the digit, or the smile."""
     if "kept" in judged[0]:
         return mean_and_range([100 * m["kept"] for m in judged], ".0f") + "% of digits"
+    if "recognised" in judged[0]:
+        scores = [100 * m["recognised"]["from reconstructions"]["Smiling"] for m in judged]
+        return "smile at " + mean_and_range(scores, ".0f") + "%"
     return (
         mean_and_range([settings.known_factors(m["r2_reconstructions"]) for m in judged], ".2g") + " factors"
     )

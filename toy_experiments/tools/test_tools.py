@@ -309,6 +309,8 @@ def test_judged_runs_are_shown_as_mean_and_range_over_seeds(monkeypatch):
         "2 factors",
     ]
     assert row == f"| {' | '.join(cells)} |"
+    smiles = [{"recognised": {"from reconstructions": {"Smiling": score}}} for score in (0.7, 0.72)]
+    assert results_table.shown_content(smiles) == "smile at 71 (70 to 72)%"
 
 
 # ---- Trained weights ---------------------------------------------------------------------------------------
