@@ -226,6 +226,8 @@ def main(
         "judge": {key: dict(zip(names, values, strict=True)) for key, values in material.scores.items()},
     }
     result |= found | {"recognised": recognised(model, material)}
+    directions = np.stack(editors["s*z, conditional"].directions).round(4).tolist()
+    result["directions"] = dict(zip(names, directions, strict=True))  # of conditional edits of s * z
     report(result)
     cli.write_json(results / f"interfacegan-{dataset}.json", result)
     with torch.no_grad():

@@ -700,6 +700,7 @@ def test_interfacegan_on_each_data_set(capsys):
     result = interfacegan.main("celeba", "c", faces=6, judge_steps=2, results=Path("kept"))
     assert (result["labelled"], result["names"]) == (40, list(classifiers.CELEBA_ATTRIBUTES))
     assert result["judge"].keys() == {"accuracy", "share of test images"}
+    assert {len(t) for t in result["directions"].values()} == {settings["latent_dim"]}
     assert result["recognised"].keys() == {"from z_hat", "from reconstructions", "from the images"}
     for dataset in ("cartoon", "celeba"):
         assert Path(f"kept/interfacegan-{dataset}.png").stat().st_size > 10_000

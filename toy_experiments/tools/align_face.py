@@ -5,16 +5,20 @@ same place: on average at the pixels (69, 111) and (108, 111). A model trained o
 place: an image that is not framed so is reconstructed as another face. Two points determine a similarity
 transform (rotation, scale, shift). What lies outside of the photo is filled with its edge.
 
+    python -m toy_experiments.tools.align_face photo.jpg
     python -m toy_experiments.tools.align_face photo.jpg --eyes 412 530 575 518 --out aligned.jpg
     python dlsgan.py --reconstruct aligned.jpg
 
-The four numbers are the pixels x y of one eye's centre and x y of the other's, as an image viewer shows them,
-in the upright photo. Of the two, the eye farther left in the photo becomes the left one of the crop.
+The first line writes photo-eyes.html: open it in a browser, click on both eyes, and it shows the numbers for
+the second. These are the pixels x y of the centre of one eye and x y of that of the other in the upright photo.
+Of the two, the eye farther left in the photo becomes the left one of the crop.
 
 Expected printout: where the crop was written, and by how much the photo was turned and scaled.
 """
 
+import base64
 import cmath
+import io
 import math
 from pathlib import Path
 
@@ -28,6 +32,13 @@ WIDTH = 178
 HEIGHT = 218
 EYES = ((69, 111), (108, 111))  # pixels of the left and the right eye in CelebA's frame
 CENTRE = 0.5 + 0.5j  # of a pixel, from its corner
+CLICK = """
+const scale = {width} / this.clientWidth;
+const clicked = [event.offsetX, event.offsetY].map(x => Math.floor(x * scale));
+this.eyes = [...(this.eyes || []), ...clicked].slice(-4);
+const both = `eyes = (${{this.eyes.join(', ')}}), or --eyes ${{this.eyes.join(' ')}}`;
+this.nextElementSibling.textContent = this.eyes.length < 4 ? 'Now the other eye.' : both;
+"""
 
 
 def similarity(eyes: tuple[float, float, float, float]) -> tuple[complex, complex]:
@@ -84,11 +95,28 @@ def as_photo(frame: Image.Image) -> tuple[Image.Image, tuple[float, float, float
     return photo, (left.real, left.imag, right.real, right.imag)
 
 
-def main(photo: str, eyes: list[float], out: str) -> None:
-    """Reads a photo, writes the crop."""
+def click_page(photo: Image.Image) -> str:
+    """HTML that shows a photo and, after a click on each eye, their positions in its pixels. For a browser or
+    a notebook (IPython.display.HTML)."""
+    buffer = io.BytesIO()
+    photo.convert("RGB").save(buffer, "JPEG", quality=90)
+    source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    style = "cursor: crosshair; max-width: 100%; max-height: 80vh"
+    click = CLICK.format(width=photo.width)
+    return f'<div><img src="{source}" style="{style}" onclick="{click}"><p>Click on both eyes.</p></div>'
+
+
+def main(photo: str, eyes: list[float] | None, out: str) -> None:
+    """Reads a photo, writes the crop; without eyes a page to click on them."""
     with dlsgan.explain(f"{photo} cannot be read as an image"):
         image = ImageOps.exif_transpose(Image.open(photo))
         image.load()
+    if not eyes:
+        page = Path(f"{Path(photo).stem}-eyes.html")
+        with dlsgan.explain(f"cannot write {page}"):
+            page.write_text(click_page(image))
+        print(f"{page}: open it in a browser, click on both eyes, and give their pixels by --eyes")
+        return
     crop = align(image, tuple(eyes))
     a, _ = similarity(tuple(eyes))
     with dlsgan.explain(f"cannot write {out}"):
@@ -102,7 +130,7 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__)
     parser.add_argument("photo")
     positions = ("X", "Y", "X", "Y")
-    parser.add_argument("--eyes", type=float, nargs=4, required=True, metavar=positions, help="in pixels")
+    parser.add_argument("--eyes", type=float, nargs=4, metavar=positions, help="in pixels")
     parser.add_argument("--out", default="aligned.jpg", help="file to write (default: aligned.jpg)")
     with cli.one_line("align_face"):
         main(**vars(parser.parse_args()))

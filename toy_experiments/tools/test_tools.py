@@ -1,5 +1,7 @@
 """Tests of what makes figures, tables, weights and timings."""
 
+import base64
+import io
 import json
 import math
 import shutil
@@ -430,6 +432,16 @@ def test_a_frame_survives_being_a_photo():
     assert photo.size == (300, 300)
     again = np.asarray(align_face.align(photo, eyes), float)
     assert np.abs(again - smooth)[5:-5, 5:-5].mean() < 1.5
+
+
+def test_a_photo_without_eyes_becomes_a_page_to_click_on(capsys):
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save("me.png")
+    align_face.main("me.png", None, "out.jpg")
+    assert capsys.readouterr().out.startswith("me-eyes.html: open it in a browser")
+    page = Path("me-eyes.html").read_text()
+    shown = Image.open(io.BytesIO(base64.b64decode(page.split("base64,")[1].split('"')[0])))
+    assert shown.size == (40, 30) and "const scale = 40 / this.clientWidth" in page and "http" not in page
 
 
 @pytest.mark.parametrize(
