@@ -10,8 +10,8 @@ transform (rotation, scale, shift). What lies outside of the photo is filled wit
     python dlsgan.py --reconstruct aligned.jpg
 
 The first line writes photo-eyes.html: open it in a browser, click on both eyes, and it shows the numbers for
-the second. These are the pixels x y of the centre of one eye and x y of that of the other in the upright photo.
-Of the two, the eye farther left in the photo becomes the left one of the crop.
+the second, which are the pixels x y of the centre of one eye and x y of that of the other, in the upright
+photo. The eye farther left in the photo becomes the left one of the crop.
 
 Expected printout: where the crop was written, and by how much the photo was turned and scaled.
 """
