@@ -9,7 +9,7 @@ Algorithm 1.
 
 A generator is free to ignore part of its latent vector, and what it ignores no encoder can recover. DLSGAN
 measures for each dimension how much the encoder recovers (the variance v of its predictions) and scales the
-latent vector by that. Dimensions that are not recovered fade away, the others grow, until nothing is lost:
+latent vector by that. Dimensions that are not recovered fade away and the others grow, until little is lost:
 
     z ~ N(0, I);  s = sqrt(d v / sum(v))                                   lines 1, 2
     fake = G(z * s);  logits_fake, z_hat = D(fake)                         line 3
@@ -22,27 +22,28 @@ latent vector by that. Dimensions that are not recovered fade away, the others g
 
     x         image                           [B, C, H, W]  in [-1, 1], H = W
     z, z_hat  latent vector, its prediction   [B, d]        z is i.i.d. N(0, 1); z_hat comes from D
-    logits    adversarial value               [B]           also from D
+    logits    D's score, high for real        [B]           also from D
     v, s      latent variance trace, scale    [d]           v = E[z_hat^2], in [0, 1] for a good encoder
     z_scaled  z * s, the input of G           [B, d]        mean(s^2) = 1
     w         output of G's mapping network   [B, d]
 
 Changes from the paper, and choices where it is silent:
   * One fake batch serves L_D and L_G, as in Algorithm 1. No gradient flows through s or v.
-  * R1 is taken every 16th step, 16 times as strong (StyleGAN2's lazy regularisation), with StyleGAN2's factor
-    gamma / 2. The author's code weighs it 10 at every step, which is gamma = 20 here.
+  * R1 is computed at every 16th step with 16 times its weight (StyleGAN2's lazy regularisation), which is
+    gamma / 2. The author's code uses a weight of 10, so gamma = 20 there.
   * v starts at ones, since the first outputs of an untrained head say nothing. The celeba preset averages the
     last 512 batches as the paper does ("sma"), the laptop presets exponentially ("ema").
   * Laptop presets, for few steps: a smaller d, less R1, two mapping layers, a latent head that starts small.
-  * G's images are clamped to [-1, 1]. Otherwise L_enc teaches it to write z into values below black, which no
-    real image has and no image file keeps: digits of the test set then come back as others.
-  * The mnist preset lets lambda fall, from 10 to 1: many dimensions are found first, then samples improve.
+  * G's images are clamped to [-1, 1]. Otherwise G hides z in values outside of that range, which real images
+    do not have, and digits of the test set come back as others.
+  * The mnist and celeba64 presets let lambda fall from 10 to 1: many dimensions are found first, then samples
+    improve.
   * The mapping network does not normalise its input: the length of z * s is information.
   * No per-pixel noise (nobody could recover it), no minibatch-stddev (an image must encode to the same latent
     vector in any batch), no style mixing, no path length term.
   * What is shown or measured uses averaged weights.
-  * d = 512, Adam (1e-3, betas 0 and 0.99; mapping network 1e-5), x0.98 an epoch, 50 epochs: the author's 2021
-    code.
+  * d = 512, Adam (betas 0 and 0.99; learning rate 1e-3, for the mapping network 1e-5, times 0.98 after each
+    of 50 epochs): the author's 2021 code.
 
     python dlsgan.py                       cartoon faces drawn by this file, 32x32: 9 minutes on one CPU core
     python dlsgan.py --dataset mnist       digits, 32x32: 20 minutes on one CPU core

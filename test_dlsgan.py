@@ -2687,8 +2687,7 @@ def test_c05_calibration(ring):
 
 @pytest.mark.parametrize("k", (1, 2, 5))
 def test_c06_linear_maps_obey_the_guide_line(k):
-    """If everything that $G$ does is linear and passes through $k$ numbers, then $\\sum_i v_i \\le k$
-    [C06]."""
+    """If $G$ is linear and only $k$ numbers get through it, then $\\sum_i v_i \\le k$ [C06]."""
     random = np.random.default_rng(k)
     for sigma in (1e-3, 0.1, 1.0):
         total = linear_gaussian.variances(random.normal(size=(k, 8)), random.uniform(0.1, 3, 8), sigma).sum()
@@ -2810,8 +2809,8 @@ def test_c17_the_sum_of_v_counts_what_passes():
 
 
 def test_c18_a_generator_that_moves_removes_the_loss():
-    """For this *fixed* $A$ the best scale keeps all five alive, and $L_{enc}$ stays above 0.5; if $A$ may
-    learn as well, two dimensions remain and $L_{enc}$ falls below 0.05 [C18]."""
+    """For fixed directions the best scale keeps all five alive, and $L_{enc}$ stays above 0.5; if the
+    directions may learn as well, two dimensions remain and $L_{enc}$ falls below 0.05 [C18]."""
     angle = np.pi * np.arange(5) / 5 + 0.03 * np.random.default_rng(0).normal(size=5)
     fixed, moved = linear_gaussian.moving_generator(
         np.stack((np.cos(angle), np.sin(angle))), 0.1, 1500
@@ -2868,8 +2867,8 @@ def test_c22_each_network_follows_its_own_loss():
 
 
 def test_c23_a_small_factor_and_a_large_one():
-    """from $u = -2$ to $2$, the smile changes less than a tenth of the pixels of this face by more than a
-    tenth of the range, the background tone more than half of them [C23]"""
+    """Say that a pixel changes if it moves by more than a tenth of the range: from $u = -2$ to $2$, the smile
+    changes less than a tenth of the pixels of this face, the background tone more than half of them [C23]."""
     changed = {}
     for name in ("smile", "background tone"):
         values = torch.zeros(2, 8)
@@ -2880,8 +2879,8 @@ def test_c23_a_small_factor_and_a_large_one():
 
 
 def test_c24_a_perfect_score_for_nothing():
-    """A generator that hides $z$ in a thousandth of the range of grey around one and the same picture, with
-    an encoder that reads it there, has $L_{enc}$ below 0.001 and a spread below 0.02 [C24]."""
+    """If it always draws the same picture and hides $z$ in a thousandth of the range of grey, where an
+    encoder reads it, $L_{enc}$ is below 0.001 and the spread below 0.02 [C24]."""
 
     class Hiding(nn.Module):
         def forward(self, z):
@@ -2908,8 +2907,8 @@ def test_c25_a_flip_is_as_likely():
 
 
 def test_c26_demodulation_ignores_the_length_of_the_style():
-    """Its output therefore hardly depends on how long the style is, only on its direction: doubling the style
-    changes nothing [C26]."""
+    """So only the direction of the style matters, not its length: doubling the style changes nothing
+    [C26]."""
     for up in (False, True):
         layer, x, style = dlsgan.ModulatedConv2d(6, 5, 4, up), torch.randn(2, 6, 8, 8), torch.randn(2, 6)
         outputs = []

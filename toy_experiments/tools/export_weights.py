@@ -35,8 +35,8 @@ DATA = {
 INTRODUCTION = """# Trained models
 
 Small models to look at and to take apart: `dlsgan.load_pretrained("NAME")` or `python dlsgan.py --reconstruct
-photo.jpg --checkpoint pretrained/NAME.pt`. They hold averaged weights, latent scale and configuration, and
-cannot be trained on.
+photo.jpg --checkpoint pretrained/NAME.pt`. They hold averaged weights, latent scale and configuration:
+`--init-from` starts a new training from them, `--resume` cannot go on with them.
 This page is written by `python -m toy_experiments.tools.export_weights`, from the runs' own files.
 
 Limits. They have seen few images, by the standards of the field. A photo must be framed as the training
@@ -151,9 +151,10 @@ def section(path: Path) -> str:
     e = result["exported"]
     settings = result["settings"]
     size = f"{settings['resolution']}x{settings['resolution']}"
+    command = results_table.shown_command(result["command"])
     rows = {
         "file": f"`{path.name}`, {e['bytes'] / 1e6:.2f} MB, weights stored as {e['stored_as']}",
-        "trained by": f"`{result['command']}`, {result['minutes']:,.0f} minutes on {result['machine']}",
+        "trained by": f"{command}, {result['minutes']:,.0f} minutes on {result['machine']}",
         "data": f"{DATA[settings['dataset']]} {e['trained_on']:,} images for training, at {size}; "
         f"measured on {e['test_images']:,} test images",
         "settings": ", ".join(f"{key} {value}" for key, value in settings.items() if value != ""),

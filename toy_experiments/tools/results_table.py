@@ -141,6 +141,12 @@ def judge(run: str, name: str = "") -> Path:
     return path
 
 
+def shown_command(command: str) -> str:
+    """A kept command in Markdown: what can be pasted as code, a remark after a comma in brackets."""
+    pasted, _, remark = command.partition(", ")
+    return f"`{pasted}`" + (f" ({remark})" if remark else "")
+
+
 def table(names: list[str] | None = None, folder: Path | None = None) -> str:
     """The kept results as a Markdown table, one row a run."""
     rows = ["| run | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
@@ -157,7 +163,7 @@ def table(names: list[str] | None = None, folder: Path | None = None) -> str:
             if gain:
                 cell += f" ({values[gain[0]]:+.1f})"
             cells.append(cell)
-        rows.append(f"| `{result['command']}` | {' | '.join(cells)} |")
+        rows.append(f"| {shown_command(result['command'])} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -193,7 +199,7 @@ def found() -> str:
     in_order = sorted(groups.items(), key=lambda group: (group[1][0]["measures"]["images"], len(group[0])))
     for command, results in in_order:
         judged = [result["judged"] for result in results]
-        cells = [f"`{command}`", f"{results[0]['measures']['images']:,}", str(len(results))]
+        cells = [shown_command(command), f"{results[0]['measures']['images']:,}", str(len(results))]
         cells += [mean_and_range([m[key] for m in judged], form) for key, form in JUDGED.values()]
         rows.append(f"| {' | '.join([*cells, shown_content(judged)])} |")
     return "\n".join(rows)

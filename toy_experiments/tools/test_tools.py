@@ -217,9 +217,11 @@ def test_what_the_readme_says_of_the_cartoon_runs():
     assert "Without it L_enc stays high, with faces and with digits" in text
     assert min(m["l_enc"] for m in [*plain, plain_long, judged("mnist-no-scale")]) > 0.6
     assert f"and {' or '.join(sorted({str(m['active']) for m in seeds}))} dimensions are found" in text
-    assert "show the smile, too" in text
-    assert max(m["r2_reconstructions"][smile] for m in seeds) < 0.05
-    assert scaled_long["r2_reconstructions"][smile] > 0.7
+    shown = [settings.known_factors(m["r2_reconstructions"]) for m in (*seeds, scaled_long)]
+    assert max(shown[:3]) == 5 and "reconstructions show at most 5 of these" in text
+    assert shown[3] == 7 and "reconstructions show seven factors with the scale" in text
+    assert f"(R² {scaled_long['r2_reconstructions'][smile]:.2f}, after 60,000 images below 0)" in text
+    assert max(m["r2_reconstructions"][smile] for m in seeds) < 0
     assert "a little farther from the data with it than without" in text
     assert 0.1 < scaled_long["swd_ratio"] - plain_long["swd_ratio"] < 0.25
     assert "nine of 64 latent dimensions" in text and scaled_long["active"] == 9
@@ -228,9 +230,9 @@ def test_what_the_readme_says_of_the_cartoon_runs():
 def test_what_the_readme_says_of_digits_and_speeds():
     text = page_text("README.md")
     digits, unclamped = judged("mnist"), judged("mnist-unclamped")
-    assert f"is sure of {digits['readable']:.0%} of the samples" in text
-    assert f"and of {digits['readable_test']:.0%} of the test digits" in text
     plain = judged("mnist-no-scale")
+    sure = f"{digits['readable']:.0%} of the samples with the scale, of {plain['readable']:.0%} without"
+    assert f"is sure of {sure}" in text and f"and of {digits['readable_test']:.0%} of the test digits" in text
     worth = digits["psnr_gain_test"] - plain["psnr_gain_test"]
     assert f"is worth {worth:.1f} dB, and nothing in the share" in text
     assert abs(digits["kept"] - plain["kept"]) < 0.01
