@@ -39,6 +39,7 @@ DLSGAN's trainings of the clock.
 import csv
 import dataclasses
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -335,10 +336,11 @@ def table(config: dlsgan.Config, runs: Path = Path("runs"), results: Path = RESU
     return result
 
 
-def markdown(rows: list[dict]) -> str:
-    """What `table` keeps, with a column for each method."""
+def markdown(rows: list[dict], shown: Iterable[str] = COLUMNS) -> str:
+    """What `table` keeps, or some of it, with a column for each method."""
     lines = [["", *(row["method"] for row in rows)], ["---"] * (1 + len(rows))]
-    for key, (heading, form) in COLUMNS.items():
+    for key in shown:
+        heading, form = COLUMNS[key]
         if any(key in row for row in rows):
             cells = [format(row[key], form) if key in row else "absent" for row in rows]
             lines.append([heading, *cells])

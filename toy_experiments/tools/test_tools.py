@@ -243,7 +243,7 @@ def test_what_the_readme_says_of_digits_and_speeds():
     presets = [kept[f"presets, {n} threads: before, after, gain"] for n in (1, 2)]
     gains = [row["gain"] for section in presets for row in section.values()]
     assert f"takes {min(of_floor):.2f} to {max(of_floor):.2f} times the time" in text
-    assert f"each preset {min(gains):.1f} to {max(gains):.1f} times as fast" in text
+    assert f"make a preset {min(gains):.1f} to {max(gains):.1f} times as fast" in text
 
 
 def test_what_the_pages_say_of_time_and_of_the_trial_on_faces():
