@@ -3072,9 +3072,8 @@ def test_r09_celeba_with_and_without_scale():
 
 def test_r10_celeba_reconstructions():
     _, (a, b) = celeba_runs()
-    assert (
-        a["psnr_gain_test"] - b["psnr_gain_test"] < 0.3 < a["psnr_gain_generated"] - b["psnr_gain_generated"]
-    )
+    assert a["psnr_gain_generated"] > b["psnr_gain_generated"] + 1
+    assert a["psnr_gain_test"] < b["psnr_gain_test"]  # "in squared error that is no worse"
     says("R10", *(f"{x[f'psnr_gain_{name}']:+.2f}" for name in ("generated", "test") for x in (a, b)))
 
 

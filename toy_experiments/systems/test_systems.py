@@ -301,26 +301,19 @@ def test_the_page_tells_of_lia_what_was_measured():
 
 def test_the_page_tells_of_descent_what_was_measured():
     toys = page_text("toy_experiments/README.md")
-    kept = json.loads((RESULTS / "invert_by_optimization-celeba.json").read_text())
+    kept = json.loads((RESULTS / "invert_by_optimization-celeba.json").read_text())["DLSGAN"]
     ends = {}
-    for name, spaces in (("DLSGAN", "zw"), ("LIA", "zy")):
-        for space in spaces:
-            traces = kept[name][space]
-            for where, end in traces["summary"].items():
-                ends[space if name == "DLSGAN" else f"{space} of LIA", where] = f"{end['psnr']:.1f}"
-            psnr = {}
-            for start in invert_by_optimization.STARTS:
-                psnr[start] = {point["step"]: point["psnr"] for point in traces[start]}
-            assert psnr["encoder"][50] > max(psnr["random"][100], psnr["mean"][100])
-    near = {space: end for (space, where), end in ends.items() if where == "encoder + 500 steps"}
-    far = {space: end for (space, where), end in ends.items() if where == "random + 500 steps"}
-    for sentence in (
-        f"goes from {ends['z', 'encoder alone']} to {near['z']} dB in 500 steps on z, and to {near['w']} dB",
-        f"end at {near['w']} dB on w of DLSGAN and at {near['y of LIA']} dB on y of LIA, from",
-        f"from random codes at {far['w']} and {far['y of LIA']} dB",
-        f"on z from the encoder's code at {near['z']} and {near['z of LIA']} dB",
-    ):
-        assert sentence in toys, sentence
+    for space, traces in kept.items():
+        for where, end in traces["summary"].items():
+            ends[space, where] = f"{end['psnr']:.1f}"
+        psnr = {}
+        for start in invert_by_optimization.STARTS:
+            psnr[start] = {point["step"]: point["psnr"] for point in traces[start]}
+        assert psnr["encoder"][50] > max(psnr["random"][100], psnr["mean"][100])
+    near, far = ([ends[space, f"{start} + 500 steps"] for space in "zw"] for start in ("encoder", "random"))
+    first = ends["z", "encoder alone"]
+    assert f"goes from {first} to {near[0]} dB in 500 steps on z, and to {near[1]} dB on w" in toys
+    assert f"from random codes to {far[0]} and {far[1]} dB" in toys
 
 
 def stand_in_eigengan(config, images, path, record):
@@ -712,12 +705,14 @@ def test_interfacegan_on_each_data_set(capsys):
 def test_what_the_page_says_of_attributes_on_celeba():
     result = json.loads((RESULTS / "interfacegan-celeba.json").read_text())
     assert result["command"].endswith("--checkpoint pretrained/celeba64.pt")
-    assert result["model"]["images"] == 400_000
+    assert result["model"]["images"] == 200_000
     change = np.array(result["ways"]["s*z, conditional"]["mean_change"]).diagonal()
     found = dict(zip(result["names"], change, strict=True))
     assert min(found["Bangs"], found["Male"]) > 0.45
     assert max(found["Smiling"], found["Eyeglasses"], found["Young"]) < 0.45
-    assert result["kept"]["Smiling"] < 0.03
+    said = f"bangs change by {found['Bangs']:.2f} and sex by {found['Male']:.2f} in the judge's probability, "
+    said += f"the smile by {found['Smiling']:.2f}, and of its variance in test faces reconstructions keep "
+    assert said + f"{result['kept']['Smiling']:.0%} |" in page_text("toy_experiments/README.md")
 
 
 def test_interfacegan_says_what_it_cannot_edit():
