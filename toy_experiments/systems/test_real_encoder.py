@@ -250,6 +250,12 @@ def test_the_page_concludes_what_was_measured():
     on_digits = f"{after(digits, 20)[0]:+.1f} against {digits['random']['z']:+.1f}"
     on_faces = f"{after(faces, 20)[0]:+.1f} against {faces['random']['z']:+.1f}"
     assert f"{on_digits} dB on digits, {on_faces} dB on faces" in text
+    apart = faces["fine-tuned"]["psnr_gain_test"] - faces["paper's"]["psnr_gain_test"]
+    assert f"missed.* It is {apart:.1f} dB, after {faces['images']:,} images" in text
+    worse = faces["fine-tuned"]["l_enc"] - faces["paper's"]["l_enc"]
+    assert f"met*, by {worse:.2f} on faces" in text
+    tuned, before = faces["fine-tuned"]["inside"], faces["paper's"]["inside"]
+    assert f"{tuned:.0%} of faces ({before:.0%} before)" in text
     gain, seconds = after(digits, 100)
     assert gain > digits["random"]["z"] and f"On digits 100 steps do, in {seconds:.1f} s" in text
     behind = [
