@@ -53,7 +53,8 @@ from conftest import (
     write_idx,
     write_mnist,
 )
-from toy_experiments import linear_gaussian, two_dimensional
+from toy_experiments import linear_gaussian
+from toy_experiments.shared import planar
 from toy_experiments.tools import export_weights, results_table
 
 REPORT = dlsgan.report
@@ -2625,13 +2626,10 @@ def ring():
     torch.set_num_threads(1)
     steps = 1500
     assert f"steps = {steps}\n" in "".join("".join(cell["source"]) for cell in tutorial_cells("code"))
-    found, lost = (two_dimensional.train("ring", seed=0, scale=scale, steps=steps) for scale in (True, False))
-    late = two_dimensional.encoder_afterwards(lost, seed=0, steps=steps)
+    found, lost = (planar.train("ring", seed=0, scale=scale, steps=steps) for scale in (True, False))
+    late = planar.encoder_afterwards(lost, seed=0, steps=steps)
     pairs = {"found": (found, found.discriminator), "lost": (lost, lost.discriminator), "late": (lost, late)}
-    return {
-        name: {"model": m, "encoder": e} | two_dimensional.measure(m, e, "ring")
-        for name, (m, e) in pairs.items()
-    }
+    return {name: {"model": m, "encoder": e} | planar.measure(m, e, "ring") for name, (m, e) in pairs.items()}
 
 
 def test_c01_the_plain_encoder_does_not_converge(ring):

@@ -1,6 +1,6 @@
 """Six deliberate mistakes: what a student would see, and the measure that reveals each.
 
-Planar data (a correlated Gaussian, d = 8, networks and training of two_dimensional.py), of which an intact
+Planar data (a correlated Gaussian, d = 8, networks and training of shared/planar.py), of which an intact
 run keeps two live dimensions and inverts every point. Each mistake is a few lines below, and L_enc alone
 would hardly reveal one of them: with heavy losses on codes and reconstructions of generated points it is even
 better than intact, as is the error of these reconstructions, while the generator has shrunk to little more
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import dlsgan
 from toy_experiments.shared.cli import processor
-from toy_experiments.two_dimensional import (
+from toy_experiments.shared.planar import (
     ENCODER_WEIGHT,
     WIDTH,
     D,
@@ -109,7 +109,7 @@ class Noise(nn.Module):
 
 
 class NoisyGenerator(nn.Sequential):
-    """The generator of two_dimensional with noise after each hidden layer."""
+    """The generator of planar with noise after each hidden layer."""
 
     def __init__(self):
         layers = []
@@ -121,7 +121,7 @@ class NoisyGenerator(nn.Sequential):
 
 
 class NormalisingGenerator(nn.Sequential):
-    """The generator of two_dimensional with its input normalised."""
+    """The generator of planar with its input normalised."""
 
     def __init__(self):
         super().__init__(Normalise(), *Generator())
@@ -145,7 +145,7 @@ class MinibatchStd(Discriminator):
 def build(
     generator: type[nn.Module] = Generator, discriminator: type[nn.Module] = Discriminator
 ) -> dlsgan.DLSGAN:
-    """As two_dimensional.build with seed 0, with places for mistaken networks."""
+    """As planar.build with seed 0, with places for mistaken networks."""
     torch.manual_seed(0)
     return dlsgan.DLSGAN(generator(), discriminator(), dlsgan.LatentScale(D, window=100))
 
@@ -157,7 +157,7 @@ def train(
     loss: Callable = encoder_loss,
     encoder_weight: float = ENCODER_WEIGHT,
 ) -> dlsgan.DLSGAN:
-    """The averaged model after two_dimensional.training, in which a mistaken step or loss takes the place of
+    """The averaged model after planar.training, in which a mistaken step or loss takes the place of
     the right one."""
     result = model
     with mock.patch.multiple(dlsgan, train_step=step, encoder_loss=loss):

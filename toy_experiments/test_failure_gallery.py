@@ -9,13 +9,14 @@ import torch.nn.functional as F
 
 import dlsgan
 from conftest import flat
-from toy_experiments import failure_gallery, two_dimensional
-from toy_experiments.two_dimensional import D
+from toy_experiments import failure_gallery
+from toy_experiments.shared import planar
+from toy_experiments.shared.planar import D
 
 
 def one_update(step, loss=dlsgan.encoder_loss, **settings):
     """The weights of generator and discriminator after one step of gradient descent by `step`."""
-    model = two_dimensional.build(0)
+    model = planar.build(0)
     model.latent_scale.v.copy_(torch.linspace(0.1, 0.9, D))
     optimizers = [
         torch.optim.SGD(network.parameters(), 1.0) for network in (model.generator, model.discriminator)
@@ -23,7 +24,7 @@ def one_update(step, loss=dlsgan.encoder_loss, **settings):
     rng = torch.Generator().manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dlsgan, "encoder_loss", loss)
-        step(model, optimizers, two_dimensional.draw_data("gaussian", 32, rng), rng, **settings)
+        step(model, optimizers, planar.draw_data("gaussian", 32, rng), rng, **settings)
     return model
 
 
@@ -73,13 +74,13 @@ def test_a_mistake_takes_its_place_only_in_training():
 
     usual = dlsgan.train_step, dlsgan.encoder_loss
     failure_gallery.train(failure_gallery.build(), 2, step=step, loss=F.mse_loss, encoder_weight=7.0)
-    assert used == [(two_dimensional.BATCH_SIZE, 7.0, F.mse_loss)] * 2
+    assert used == [(planar.BATCH_SIZE, 7.0, F.mse_loss)] * 2
     assert usual == (dlsgan.train_step, dlsgan.encoder_loss)
 
 
 def test_the_mistakes_of_the_gallery_before_any_training():
     """What each mistake breaks by construction, and what an intact model keeps."""
-    x = two_dimensional.draw_data("ring", 40, torch.Generator().manual_seed(0))
+    x = planar.draw_data("ring", 40, torch.Generator().manual_seed(0))
     z = torch.randn(40, D)
     intact = failure_gallery.build()
     normalised = failure_gallery.build(generator=failure_gallery.NormalisingGenerator)
@@ -117,7 +118,7 @@ def gallery_claims(result):
 
 
 def test_the_kept_gallery_shows_each_mistake():
-    result = json.loads((two_dimensional.RESULTS / "failure_gallery.json").read_text())
+    result = json.loads((failure_gallery.RESULTS / "failure_gallery.json").read_text())
     gallery_claims(result)
     assert len(result["runs"]) == 7 and result["steps"] == failure_gallery.STEPS
     for name, run in result["runs"].items():

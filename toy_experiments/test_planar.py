@@ -1,4 +1,4 @@
-"""Tests of two_dimensional.py: pieces against independent oracles, and the kept results."""
+"""Tests of planar.py and two_dimensional.py: pieces against independent oracles, and the kept results."""
 
 import copy
 import json
@@ -13,7 +13,9 @@ from torch import nn
 import dlsgan
 from conftest import flat
 from toy_experiments import two_dimensional
-from toy_experiments.two_dimensional import AFTERWARDS, WITH, WITHOUT, D
+from toy_experiments.shared import planar
+from toy_experiments.shared.planar import D
+from toy_experiments.two_dimensional import AFTERWARDS, WITH, WITHOUT
 
 
 def kept(name):
@@ -23,13 +25,13 @@ def kept(name):
 # ---- Data and training -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", two_dimensional.DATA)
+@pytest.mark.parametrize("name", planar.DATA)
 def test_planar_data_has_the_stated_shape(name):
-    x = two_dimensional.draw_data(name, 4000, torch.Generator().manual_seed(0))
+    x = planar.draw_data(name, 4000, torch.Generator().manual_seed(0))
     assert x.shape == (4000, 2) and x.isfinite().all()
     assert (x.std(0) > 0.4).all() and (x.std(0) < 1.3).all()
     if name == "gaussian":
-        np.testing.assert_allclose(np.cov(x.T.numpy()), two_dimensional.COVARIANCE, atol=0.06)
+        np.testing.assert_allclose(np.cov(x.T.numpy()), planar.COVARIANCE, atol=0.06)
     if name == "checkerboard":  # squares of one colour only
         square = (x / 0.8 + 2).floor().long()
         assert (square.sum(1) % 2 == 0).all() and square.min() == 0 and square.max() == 3
@@ -42,13 +44,13 @@ def test_planar_data_has_the_stated_shape(name):
 
 def test_unknown_data_is_an_error():
     with pytest.raises(ValueError, match="unknown data set 'torus'"):
-        two_dimensional.draw_data("torus", 3, torch.Generator())
+        planar.draw_data("torus", 3, torch.Generator())
 
 
 def test_training_against_a_plain_loop():
     """Steps, penalty, learning rate and averages of five steps, written out."""
-    first = two_dimensional.build(3)
-    shown = list(two_dimensional.training(copy.deepcopy(first), "ring", 7, 5, batch_size=16))
+    first = planar.build(3)
+    shown = list(planar.training(copy.deepcopy(first), "ring", 7, 5, batch_size=16))
     assert [step for step, _ in shown] == [1, 2, 3, 4, 5]
 
     model = copy.deepcopy(first)
@@ -62,7 +64,7 @@ def test_training_against_a_plain_loop():
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = 2e-3 * 0.03 ** (step / 5)
         penalty = [0.02, 0.0, 0.0, 0.0, 0.02][step]
-        real = two_dimensional.draw_data("ring", 16, rng)
+        real = planar.draw_data("ring", 16, rng)
         dlsgan.train_step(model, optimizers, real, rng, encoder_weight=0.3, penalty_weight=penalty)
         decay = min(0.998, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * flat(model)
@@ -73,27 +75,27 @@ def test_training_against_a_plain_loop():
 
 
 def test_snapshots_are_moments_of_one_training():
-    moments = two_dimensional.snapshots("ring", 0, True, [2, 6], 6)
+    moments = planar.snapshots("ring", 0, True, [2, 6], 6)
     assert list(moments) == [2, 6]
-    whole = two_dimensional.train("ring", 0, True, 6)
+    whole = planar.train("ring", 0, True, 6)
     assert torch.equal(flat(moments[6]), flat(whole)) and not torch.equal(flat(moments[2]), flat(whole))
     assert torch.equal(moments[6].latent_scale.v, whole.latent_scale.v)
     assert not torch.equal(moments[2].latent_scale.v, whole.latent_scale.v)
 
 
 def test_a_later_encoder_leaves_the_generator_alone():
-    model = two_dimensional.build(0, scale=False)
+    model = planar.build(0, scale=False)
     before = flat(model)
-    early, late = (two_dimensional.encoder_afterwards(model, 0, steps) for steps in (20, 300))
+    early, late = (planar.encoder_afterwards(model, 0, steps) for steps in (20, 300))
     assert torch.equal(before, flat(model))
-    losses = [two_dimensional.measure(model, encoder, "ring", 4000)["l_enc"] for encoder in (early, late)]
+    losses = [planar.measure(model, encoder, "ring", 4000)["l_enc"] for encoder in (early, late)]
     assert losses[1] < losses[0] < 1.2
 
 
 def test_the_scale_finds_two_dimensions_in_a_short_training():
     """An eighth of the usual training: the scale has decided, the encoder is not yet exact."""
-    found, lost = (two_dimensional.train("ring", 0, scale, steps=600) for scale in (True, False))
-    found, lost = (two_dimensional.measure(model, model.discriminator, "ring") for model in (found, lost))
+    found, lost = (planar.train("ring", 0, scale, steps=600) for scale in (True, False))
+    found, lost = (planar.measure(model, model.discriminator, "ring") for model in (found, lost))
     assert found["live"] == 2 and lost["l_enc"] > 0.6
     assert found["l_enc"] < lost["l_enc"] / 2
 
@@ -126,11 +128,11 @@ def linear_model(a, noise=0.0):
 
 def test_the_check_of_the_gaussian_on_a_map_that_is_exact():
     """A rotation of the root of the covariance, in latents 2 and 5."""
-    root = torch.linalg.cholesky(two_dimensional.COVARIANCE)
+    root = torch.linalg.cholesky(planar.COVARIANCE)
     turn = torch.tensor([[math.cos(0.4), -math.sin(0.4)], [math.sin(0.4), math.cos(0.4)]])
     a = torch.zeros(2, D)
     a[:, [2, 5]] = root @ turn
-    check = two_dimensional.gaussian_check(linear_model(a), n=20_000)
+    check = planar.gaussian_check(linear_model(a), n=20_000)
     expected = [0, 0, 1, 0, 0, 1, 0, 0]
     np.testing.assert_allclose(check["v"], expected, atol=0.03)
     np.testing.assert_allclose(check["1 - MMSE by neighbours"], expected, atol=0.03)
@@ -146,11 +148,11 @@ def test_neighbours_find_what_a_linear_map_leaves_unknown():
     a = np.random.default_rng(0).normal(size=(2, D))
     known = np.diag(a.T @ np.linalg.inv(a @ a.T) @ a)
     model = linear_model(a)
-    check = two_dimensional.gaussian_check(model, n=20_000)
+    check = planar.gaussian_check(model, n=20_000)
     np.testing.assert_allclose(check["1 - MMSE by neighbours"], known, atol=0.03)
     np.testing.assert_allclose(check["v"], known, atol=0.03)
     model.discriminator.matrix *= 2
-    spoilt = two_dimensional.gaussian_check(model, n=20_000)
+    spoilt = planar.gaussian_check(model, n=20_000)
     np.testing.assert_allclose(spoilt["v"], 4 * known, atol=0.1)
     np.testing.assert_allclose(spoilt["1 - MMSE by neighbours"], known, atol=0.03)
 
@@ -163,40 +165,40 @@ def test_modes_of_the_ring_against_a_loop():
         for k in range(8):
             if math.dist(point, (math.cos(k * math.pi / 4), math.sin(k * math.pi / 4))) < 0.2:
                 counts[k] += 1
-    result = two_dimensional.ring_modes(torch.tensor(x, dtype=torch.float32))
+    result = planar.ring_modes(torch.tensor(x, dtype=torch.float32))
     assert result["within_4_sigma"] == pytest.approx(counts.sum() / 3000, abs=1e-4)
     np.testing.assert_allclose(result["shares"], counts / counts.sum(), atol=1e-4)
     assert result["modes"] == 0  # an eighth of a few per cent is no mode
-    data = two_dimensional.draw_data("ring", 4000, torch.Generator().manual_seed(0))
-    whole = two_dimensional.ring_modes(data)
+    data = planar.draw_data("ring", 4000, torch.Generator().manual_seed(0))
+    whole = planar.ring_modes(data)
     assert whole["modes"] == 8 and whole["within_4_sigma"] > 0.999
-    half = two_dimensional.ring_modes(data[data[:, 0] > 0.3])  # three modes lie there
+    half = planar.ring_modes(data[data[:, 0] > 0.3])  # three modes lie there
     assert half["modes"] == 3 and sum(share > 0 for share in half["shares"]) == 3
 
 
 def test_measures_of_a_model_that_is_exact():
-    root = torch.linalg.cholesky(two_dimensional.COVARIANCE)
+    root = torch.linalg.cholesky(planar.COVARIANCE)
     a = torch.zeros(2, D)
     a[:, :2] = root
     model = linear_model(a)
-    result = two_dimensional.measure(model, model.discriminator, "gaussian")
+    result = planar.measure(model, model.discriminator, "gaussian")
     assert result["live"] == 2 and result["l_enc"] == pytest.approx(
         0.75, abs=0.01
     )  # six of eight, without scale
     assert result["error_of_reconstructions"] == pytest.approx(0, abs=1e-4)
     assert 0 < result["distance_of_samples"] < 2 * result["distance_of_two_draws"]
-    shifted = two_dimensional.distance_from(model.sample(4000) + 1, [model.sample(4000)])
+    shifted = planar.distance_from(model.sample(4000) + 1, [model.sample(4000)])
     assert shifted == pytest.approx(2 * math.sqrt(2) / math.pi, rel=0.15)  # mean of |cos| of sqrt 2
 
 
 def test_reconstructions_and_axes():
-    model = two_dimensional.build(0)
+    model = planar.build(0)
     model.latent_scale.v.copy_(torch.tensor([0.9, 0.5] + [0.01] * 6))
     x = torch.randn(5, 2)
-    torch.testing.assert_close(two_dimensional.reconstructions(model, x), model.reconstruct(x))
-    other = two_dimensional.Discriminator()
+    torch.testing.assert_close(planar.reconstructions(model, x), model.reconstruct(x))
+    other = planar.Discriminator()
     expected = model.generator(other(x)[1] * model.latent_scale.scale())
-    torch.testing.assert_close(two_dimensional.reconstructions(model, x, other), expected)
+    torch.testing.assert_close(planar.reconstructions(model, x, other), expected)
     curves = two_dimensional.latent_axes(model, reach=2.0, points=5)
     assert curves.shape == (D, 5, 2)
     for i in range(D):
@@ -216,14 +218,14 @@ def kept_runs():
 def test_the_kept_runs_are_all_there():
     whole = kept("two_dimensional.json")
     assert whole["setting"] == two_dimensional.setting() and whole["machine"] and whole["threads"] == 1
-    assert list(whole["runs"]) == list(two_dimensional.DATA)
+    assert list(whole["runs"]) == list(planar.DATA)
     assert all([run["seed"] for run in runs] == [0, 1, 2] for runs in whole["runs"].values())
 
 
 def test_two_dimensions_live_with_the_scale_and_nothing_is_lost():
     for name, run in kept_runs():
         assert run["seconds_of_one_training"] <= 60
-        if name not in two_dimensional.PLANAR:
+        if name not in planar.PLANAR:
             continue
         found = run[WITH]
         lost = run[WITHOUT]["l_enc"]
@@ -334,7 +336,7 @@ def test_impossible_numbers_are_refused(wrong):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", two_dimensional.PLANAR)
+@pytest.mark.parametrize("name", planar.PLANAR)
 @pytest.mark.parametrize("seed", range(3))
 def test_two_live_dimensions_anew(name, seed):
     result, _ = two_dimensional.run(name, seed)
