@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
+
 import dlsgan
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -46,14 +48,14 @@ def one_line(name: str) -> Iterator[None]:
 
 
 def processor() -> str:
-    """The processor's name and number of cores, as far as the system tells."""
+    """The processor's name, number of cores and vector instructions, as far as the system tells."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         if lines:
             name = f"{len(lines)} cores of {lines[0].split(':')[1].strip()}"
-    return name
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def write_json(path: Path, result: dict) -> None:

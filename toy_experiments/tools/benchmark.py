@@ -5,9 +5,9 @@ worth.
     python -m toy_experiments.tools.benchmark floor levers --threads 1     two of the sections below
     python -m toy_experiments.tools.benchmark shares --data-dir data/celeba    with real CelebA files
 
-floor    images/s at 128x128, 256,256,256,128,64,32 channels, d = 256, batch 8 and 32, beside the floor: the
-         operations that the convolutions and matrix products of this architecture need, over the machine's
-         best speed in a matrix product
+floor    images/s of the small presets, and at 128x128, 256,256,256,128,64,32 channels, d = 256, batch 8 and
+         32, beside the floor: the operations that the convolutions and matrix products of this architecture
+         need, over the machine's best speed in a matrix product
 levers   the same step with one shortcut switched off, interleaved with the step as it is (ratios of medians;
          without R1)
 growth   how the cost grows with resolution, batch and d
@@ -18,9 +18,9 @@ presets  images/s of each preset with the shortcuts of plain_forms.py off and on
 startup  seconds from the command to the end of the first step; memory of the process without mapped files
          after 50 steps and an evaluation, with all CelebA images and with a tenth of them
 
-Each section goes to results/speed.json as soon as it is measured. A machine that does anything else
-meanwhile, above all on two threads, gives other numbers; `levers` and `presets` suffer least. The plain forms
-are in plain_forms.py. A ratio to the floor below 1 is possible: then a convolution is faster than the matrix
+Each section goes to results/speed-avx2.json, or -avx512.json, as soon as it is measured. A machine that does
+anything else meanwhile, above all on two threads, gives other numbers; `levers` and `presets` suffer least.
+The plain forms are in plain_forms.py. A ratio to the floor below 1 is possible: then a convolution is faster than the matrix
 product, or needs fewer operations than the formula.
 
 Tried and left out of dlsgan.py (time of an average step with / without it; five to seven interleaved steps on
@@ -62,7 +62,7 @@ BENCH = {
     "mapping_layers": 8,
     "batch_size": 8,
 }
-KEPT = RESULTS / "speed.json"
+KEPT = RESULTS / f"speed-{torch.backends.cpu.get_cpu_capability().lower()}.json"  # on this machine
 
 
 class Stepper:
@@ -260,7 +260,9 @@ def show(title: str, rows: dict[str, dict]) -> None:
 
 
 def measure_floor(bench: dict, runs: dict[str, dict], threads: int) -> dict:
-    return {f"batch {size}": alone(bench | {"batch_size": size}, threads) for size in (8, 32)}
+    cases = {f"128x128, batch {size}": bench | {"batch_size": size} for size in (8, 32)}
+    cases |= {name: dlsgan.PRESETS[name] for name in ("cartoon", "mnist", "celeba64")}
+    return {name: alone(settings, threads) for name, settings in cases.items()}
 
 
 def measure_levers(bench: dict, runs: dict[str, dict], threads: int) -> dict:
@@ -315,7 +317,7 @@ def measure_startup(runs: dict[str, dict]) -> dict:
     return rows
 
 
-SECTIONS = {  # of the command line: {name of the section in results/speed.json: how it is measured}
+SECTIONS = {  # of the command line: {name of the section in the kept file: how it is measured}
     "floor": {"floor, {} threads": measure_floor},
     "levers": {"levers, {} threads: without it, with it, gain": measure_levers},
     "growth": {"growth, {} threads": measure_growth},

@@ -234,10 +234,11 @@ def compare(names: list[str]) -> str:
 
 
 def speed_rows(sections: list[dict], text: str, cell: Callable[[dict], str]) -> list[str]:
-    """Rows of Markdown for measurements with the same names, a section for each number of threads."""
+    """Rows of Markdown, a row for each name in any of the sections, a column for each section."""
+    names = dict.fromkeys(name for section in sections for name in section)
     rows = []
-    for name in sections[0]:
-        cells = [cell(section[name]) for section in sections]
+    for name in names:
+        cells = [cell(section[name]) if name in section else "not measured" for section in sections]
         rows.append(f"| {name}: {text} | {' | '.join(cells)} |")
     return rows
 
@@ -255,21 +256,26 @@ def shares_cell(row: dict) -> str:
 
 
 def speeds() -> str:
-    """What `toy_experiments.tools.benchmark` kept in results/speed.json, in Markdown: a column for each
-    number of threads."""
-    kept = json.loads((FOLDER.parent / "speed.json").read_text())
-    threads = [name.removeprefix("floor, ") for name in kept if name.startswith("floor")]
-    heads = ["1 thread" if name == "1 threads" else name for name in threads]
-    rows = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(threads)) + "|"]
-    floors = [kept[f"floor, {n}"] for n in threads]
+    """What `toy_experiments.tools.benchmark` kept in results/speed-*.json, in Markdown: a column for each
+    machine and number of threads."""
+    machines = [json.loads(path.read_text()) for path in sorted(FOLDER.parent.glob("speed-*.json"))]
+    columns = []  # (machine, number of threads)
+    for kept in machines:
+        columns += [(kept, name.split()[1]) for name in kept if name.startswith("floor")]
+    heads = []
+    for kept, n in columns:
+        heads.append(f"{kept['machine'].split(', ')[1]}, {n} thread{'s' * (n != '1')}")
+    rows = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    floors = [kept[f"floor, {n} threads"] for kept, n in columns]
     rows += speed_rows(floors, "images/s, time / floor, memory that training adds", floor_cell)
-    presets = [kept[f"presets, {n}: before, after, gain"] for n in threads]
+    presets = [kept[f"presets, {n} threads: before, after, gain"] for kept, n in columns]
     rows += speed_rows(presets, "images/s of the plain form, of this one; gain", preset_cell)
     for what in ("kernels", "shares"):
-        sections = [kept[f"{what}, {n}"] for n in threads]
-        parts = ", ".join(next(iter(sections[0].values())))
+        sections = [kept.get(f"{what}, {n} threads", {}) for kept, n in columns]
+        parts = ", ".join(next(row for section in sections for row in section.values()))
         rows += speed_rows(sections, f"share of {parts}", shares_cell)
-    first = [f"{name} {row['seconds']:.1f} s, {row['GiB']:.2f} GiB" for name, row in kept["startup"].items()]
+    startup = next(kept["startup"] for kept in machines if "startup" in kept)
+    first = [f"{name} {row['seconds']:.1f} s, {row['GiB']:.2f} GiB" for name, row in startup.items()]
     text = f"Seconds from the command to the end of the first step, and memory after 50: {'; '.join(first)}."
     return "\n".join([*rows, "", text])
 
@@ -294,8 +300,8 @@ def main(
     elif what == "compare":
         print(compare(names))
     else:
-        lacks = "results/speed.json lacks a section, see python -m toy_experiments.tools.benchmark"
-        with dlsgan.explain(lacks, KeyError):
+        lacks = "a results/speed-*.json lacks a section, see python -m toy_experiments.tools.benchmark"
+        with dlsgan.explain(lacks, KeyError, StopIteration):
             text = speeds()
         print(text)
 

@@ -97,7 +97,7 @@ def test_every_section_of_the_speeds_and_their_table(monkeypatch):
         "batch_size": 2,
     }
     Path("results").mkdir()
-    path = Path("results/speed.json")
+    path = Path("results/speed-avx2.json")
     path.write_text(json.dumps({"machine": "another", "floor, 9 threads": {}}))  # is not mixed with this one
     found = benchmark.main([], [1], "c", bench, path)
     levers = found["levers, 1 threads: without it, with it, gain"]
@@ -109,7 +109,7 @@ def test_every_section_of_the_speeds_and_their_table(monkeypatch):
     monkeypatch.setattr(results_table, "FOLDER", Path("results/runs"))
     lines = results_table.speeds().splitlines()[2:-2]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    names = ["batch 8", "batch 32"]
+    names = ["128x128, batch 8", "128x128, batch 32", "cartoon", "mnist", "celeba64"]
     names += [f"{preset}, batch 4" for preset in ("cartoon", "mnist", "celeba64", "celeba")]
     names += ["128x128, d = 256", "celeba64", "cartoon", "celeba64"]
     assert [row[0].split(":")[0] for row in rows] == names
