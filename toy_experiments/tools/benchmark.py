@@ -20,8 +20,8 @@ startup  seconds from the command to the end of the first step; memory of the pr
 
 Each section goes to results/speed-avx2.json, or -avx512.json, as soon as it is measured. A machine that does
 anything else meanwhile, above all on two threads, gives other numbers; `levers` and `presets` suffer least.
-The plain forms are in plain_forms.py. A ratio to the floor below 1 is possible: then a convolution is faster than the matrix
-product, or needs fewer operations than the formula.
+The plain forms are in plain_forms.py. A ratio to the floor below 1 is possible: then a convolution is faster
+than the matrix product, or needs fewer operations than the formula.
 
 Tried and left out of dlsgan.py (time of an average step with / without it; five to seven interleaved steps on
 a machine that was not idle, where repeats differed by 10%, so none of these is a finding):
