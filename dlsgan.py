@@ -1113,13 +1113,13 @@ METRICS = {  # every field of metrics.jsonl; those from "l_enc" on stand only in
     "logits_real": "mean logit of real images",
     "logits_fake": "mean logit of generated images",
     "z_hat_mean": "mean of |batch mean of z_hat|; chance alone gives a good encoder 0.8 sqrt(v / batch)",
-    "active_train": "number of v_i > 1/2 in the running average v",
+    "active_train": "number of live dimensions: v_i > 1/2 in the running average v",
     "entropy_train": "differential entropy of z * s, in nats",
     "effective_train": "effective dimensions (sum s^2)^2 / sum s^4",
     "l_enc": "L_enc of the averaged networks (1: the encoder knows nothing; 0: everything)",
     "mse_z": "mean squared error of z_hat, not weighted by s^2",
     "v": "E[z_hat^2] of the averaged encoder, per dimension",
-    "active": "number of v_i > 1/2",
+    "active": "number of live dimensions, v_i > 1/2",
     "spread": "standard deviation per pixel, averaged: generated over real images (healthy: near 1)",
     "psnr_*": "PSNR of reconstructions (of generated and of test images), dB",
     "ssim_*": "SSIM of reconstructions; absent below 11x11 pixels",
@@ -1194,7 +1194,7 @@ def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: 
     evaluations = [line for line in history if "l_enc" in line]
     last = evaluations[-1]
     figure = Figure((12, 8.2), layout="constrained")
-    figure.suptitle(f"{title}: {last['active']} of {len(last['v'])} latent dimensions active (v > 1/2)")
+    figure.suptitle(f"{title}: {last['active']} of {len(last['v'])} latent dimensions live (v > 1/2)")
     pictures, (spectrum, *curves) = figure.subplots(2, 3, height_ratios=(1.2, 1))
     samples = torch.cat([model.sample(8, seed).cpu() for seed in range(8)])
     show_rows(pictures[0], samples.split(8), "samples")
@@ -1202,7 +1202,8 @@ def report(model: DLSGAN, test: Tensor, history: list[dict], path: Path, title: 
         text = f"{last[f'psnr_{name}']:.1f} dB, {last[f'psnr_gain_{name}']:+.1f} dB against the mean image"
         text = f"{name} images, each row above its reconstructions\n{text}"
         show_rows(axis, with_reconstructions(model, images[:32]), text)
-    spectrum.bar(range(1, 1 + len(last["v"])), sorted(last["v"], reverse=True), width=1, color="#30638e")
+    colour = "#d1495b" if model.latent_scale.enabled else "#30638e"  # red: with the scale
+    spectrum.bar(range(1, 1 + len(last["v"])), sorted(last["v"], reverse=True), width=1, color=colour)
     spectrum.axhline(0.5, color="0.4", linestyle="--")
     spectrum.set(xlabel="latent dimension, sorted", ylabel="v: variance the encoder recovers")
     spectrum.set_ylim(0, max(1.1, *last["v"]))
@@ -1944,7 +1945,7 @@ def follow(lines: Iterator[dict], config: Config, silent: bool) -> dict:
                 minutes = (config.images - line["images"]) / speed / 60
                 left = f"about {minutes:.0f} minutes ({minutes / 1440:.1f} days) left"
                 tqdm.write(f"{speed:.1f} images/s on this device: {left}")
-            text = f"L_enc {line['l_enc_train']:.3f}, {line['active_train']} active"
+            text = f"L_enc {line['l_enc_train']:.3f}, {line['active_train']} live"
             bar.set_postfix_str(text, refresh=False)
             bar.update(min(line["images"], config.images) - bar.n)
             if "l_enc" in line:

@@ -168,7 +168,7 @@ def table(results: dict) -> str:
     columns = [
         "run",
         "L_enc",
-        "active",
+        "live",
         "PSNR (gain) generated",
         "SSIM generated",
         "PSNR (gain) test",

@@ -68,7 +68,7 @@ CHANGES = {
     "channels-256-32": {"channel_base": 256, "channel_max": 32},
     "channels-1024-128": {"channel_base": 1024, "channel_max": 128},
     **{f"batch-{n}": {"batch_size": n} for n in (4, 16)},
-    **{f"lr-{lr:g}": {"lr": lr} for lr in (0.002, 0.008)},
+    **{f"lr-{lr:g}": {"lr": lr} for lr in (0.002, 0.008, 0.016)},
     **{f"lr-final-{x:g}": {"lr_final": x} for x in (0.1, 1.0)},
     **{f"window-{n}": {"scale_window": n} for n in (100, 400, 1000, 2000)},
     "sma-400": {"scale_rule": "sma"},

@@ -177,7 +177,7 @@ def spectrum(runs: list[Run], test: Tensor | None) -> Figure:
     lines = [(f"here, {run.label}", run.kept["exported"]["v"], run.colour) for run in runs]
     for label, v, colour in [*lines, ("the author's CelebA-128 model", author, "0.45")]:
         shown = sorted(v, reverse=True)[: max(len(v) for _, v, _ in lines)]
-        text = f"{label}: {sum(x > 0.5 for x in v)} of {len(v)} active"
+        text = f"{label}: {sum(x > 0.5 for x in v)} of {len(v)} live"
         axis.plot(range(1, 1 + len(shown)), shown, marker=".", markersize=4, color=colour, label=text)
     axis.axhline(0.5, color="0.6", linestyle="--", linewidth=0.8)
     axis.set(xlabel="latent dimension, sorted", ylabel="v: variance the encoder recovers", ylim=(0, 1.15))

@@ -32,7 +32,7 @@ FOLDER = RESULTS / "runs"
 TRIALS = RESULTS / "trials"
 COLUMNS = {
     "L_enc": ("l_enc", ".2f"),
-    "active": ("active", "d"),
+    "live": ("active", "d"),
     "spread": ("spread", ".2f"),
     "PSNR (gain), generated": ("psnr_generated", ".1f", "psnr_gain_generated"),
     "SSIM": ("ssim_generated", ".2f"),
@@ -68,7 +68,7 @@ COMPARED = {
     "mean logit of D, test images": ("logits_test", "+.2f"),
     "mean logit of D, generated images": ("logits_generated", "+.2f"),
     "entropy of z * s, nats": ("entropy", ".1f"),
-    "active dimensions (v > 1/2)": ("active", "d"),
+    "live dimensions (v > 1/2)": ("active", "d"),
     "effective dimensions": ("effective", ".1f"),
 }
 
