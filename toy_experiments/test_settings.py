@@ -296,9 +296,10 @@ def test_runs_are_kept_resumed_and_told(tiny, capsys):
     capsys.readouterr()
     settings.main("figure")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| run | images | L_enc | live |")
+    assert lines[0].startswith("| run | minutes | images | L_enc | live |")
     assert len(lines) == 4
-    assert f"| base, 0.5 min | 32 | {m['l_enc']:.2f} | {m['active']} |" in lines[2]
+    minutes = f"{r['processor_minutes']:.1f}"
+    assert f"| base | {minutes} | 32 | {m['l_enc']:.2f} | {m['active']} |" in lines[2]
     assert len({line.count("|") for line in lines}) == 1
     assert (tiny / "results/settings.png").exists()
     assert not (tiny / "results/settings_mnist.png").exists()

@@ -83,6 +83,13 @@ def test_what_the_readme_says_of_digits_and_speeds():
     presets = [kept[f"presets, {n} threads: before, after, gain"] for n in (1, 2)]
     gains = [row["gain"] for section in presets for row in section.values()]
     assert f"takes {min(of_floor):.2f} to {max(of_floor):.2f} times the time" in text
+    slower = json.loads((RESULTS / "speed-avx2.json").read_text())
+    rows = [slower[f"floor, {n} threads"] for n in (1, 2)]
+    large = [row["step/floor"] for section in rows for name, row in section.items() if "128x128" in name]
+    assert f"With AVX2 it is {min(large):.1f} to {max(large):.1f} times" in text
+    small = [row["step/floor"] for name, row in rows[0].items() if "128x128" not in name]
+    toys = page_text("toy_experiments/README.md")
+    assert f"at {min(small):.0f} to {max(small):.1f} times their floor on one AVX2 thread" in toys
     assert f"make a preset {min(gains):.1f} to {max(gains):.1f} times as fast" in text
 
 
@@ -99,6 +106,37 @@ def test_what_the_pages_say_of_time_and_of_the_trials_on_faces():
     assert f"see {narrow['images']:,} images and the wide ones {wide['images']:,}" in toys
     assert f"found more dimensions ({narrow['active']} and {wide['active']})" in toys
     assert abs(narrow["psnr_gain_test"] - wide["psnr_gain_test"]) < 0.15 and "back equally well" in toys
+
+
+def test_what_the_pages_say_of_settings_at_equal_time():
+    kept = settings.sorted_runs(json.loads((RESULTS / "settings.json").read_text()))
+    toys, text = page_text("toy_experiments/README.md"), page_text("README.md")
+    assert settings.table(kept) in (ROOT / "toy_experiments/README.md").read_text()
+    runs = {key.split(", ")[0]: r["measures"] for key, r in kept.items()}
+    gain = {name: m["psnr_gain_test"] for name, m in runs.items()}
+    rates = [gain[name] for name in ("lr-0.002", "base", "lr-0.008", "lr-0.016")]
+    slow, usual, fast, faster = (f"{x:.1f}" for x in rates)
+    assert f"+{slow}, +{usual}, +{fast} and +{faster} dB on test faces" in toys
+    said = f"come back {slow} dB above the mean face, at the preset's 0.004 {usual} dB, at 0.008 {fast} dB"
+    assert said in text and runs["lr-0.016"]["swd_ratio"] > runs["lr-0.008"]["swd_ratio"]
+    lost = {name: gain["base"] - gain[name] for name in gain}
+    assert (
+        f"{min(lost[name] for name in ('channels-1024-128', 'batch-16', 'batch-4')):.1f} dB or more lost"
+        in text
+    )
+    assert all(abs(lost[name]) < 0.5 for name in ("lambda-1", "lambda-10-to-1"))
+    assert all(abs(lost[name]) < 1 for name in ("gamma-10", "window-1000"))
+    assert all(1.9 < lost[name] < 2.2 for name in ("gamma-0.2", "lambda-3-to-0.3"))
+    best = min((m["swd_ratio"], name) for name, m in runs.items())
+    assert best[1] == "window-1000" and runs["lambda-10-to-1"]["swd_ratio"] > runs["base"]["swd_ratio"]
+    assert f"blurred samples ({runs['gamma-10']['swd_ratio']:.2f})" in toys
+    generated = runs["base"]["psnr_gain_generated"] - runs["no-scale"]["psnr_gain_generated"]
+    worth = f"worth {lost['no-scale']:.1f} dB on test faces and {generated:.1f} dB on generated ones"
+    assert worth in toys
+    smile = dlsgan.CARTOON_FACTORS.index("smile")
+    assert all(m["r2_reconstructions"][smile] < 0.1 for m in runs.values())
+    later = [f"{runs[name]['l_enc']:.2f}" for name in ("d-128", "base", "window-1000")]
+    assert f"L_enc {later[0]} in place of {later[1]}" in toys and f"still at {later[2]}" in toys
 
 
 def test_the_tables_of_all_runs_come_from_the_kept_results():
