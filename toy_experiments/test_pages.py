@@ -1,0 +1,242 @@
+"""What the READMEs say, against the kept results that they tell of."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import dlsgan
+from conftest import ROOT, page_text
+from toy_experiments import settings
+from toy_experiments.shared.cli import RESULTS
+from toy_experiments.tools import paper_figures, results_table
+
+PAIR = ("celeba64", "celeba64-no-scale")
+
+
+def test_the_readme_table_comes_from_the_judged_runs():
+    text = (ROOT / "README.md").read_text()
+    assert results_table.found() in text and "| 3 |" in text  # three seeds
+
+
+@pytest.mark.parametrize("page", ["README.md", "toy_experiments/README.md", "pretrained/README.md"])
+def test_links_of_the_pages_lead_to_files_and_headings(page):
+    folder = (ROOT / page).parent
+    targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())
+    for target in targets:
+        path, _, heading = target.partition("#")
+        if not path.startswith("http"):
+            file = folder / path if path else ROOT / page
+            assert file.exists(), target
+            if heading:
+                file = file / "README.md" if file.is_dir() else file
+                titles = re.findall(r"^#+ (.+)$", file.read_text(), re.M)
+                anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+                assert heading in anchors, target
+
+
+def judged(name):
+    return results_table.load(name)["judged"]
+
+
+def test_what_the_readme_says_of_the_cartoon_runs():
+    text = page_text("README.md")
+    seeds = [judged(f"cartoon-seed-{seed}") for seed in range(3)]
+    plain = [judged(f"cartoon-seed-{seed}-no-scale") for seed in range(3)]
+    scaled_long, plain_long = judged("cartoon"), judged("cartoon-no-scale")
+    smile = dlsgan.CARTOON_FACTORS.index("smile")
+    assert "Without it L_enc stays high, with faces and with digits" in text
+    assert min(m["l_enc"] for m in [*plain, plain_long, judged("mnist-seed-0-no-scale")]) > 0.6
+    found = [m["active"] for m in seeds]
+    assert f"and {min(found)} to {max(found)} dimensions are found, a cliff behind them" in text
+    assert all(sorted(m["v"])[-1 - m["active"]] < 0.1 for m in seeds)
+    shown = [settings.known_factors(m["r2_reconstructions"]) for m in (*seeds, scaled_long)]
+    spanned = " to ".join(dict.fromkeys(map(str, (min(shown[:3]), max(shown[:3])))))
+    assert f"reconstructions show {spanned} of these" in text
+    worth = [a["psnr_gain_test"] - b["psnr_gain_test"] for a, b in zip(seeds, plain, strict=True)]
+    assert f"come back {min(worth):.1f} to {max(worth):.1f} dB better with the scale, seed by seed" in text
+    assert shown[3] == 8 and "reconstructions show all eight factors with the scale" in text
+    at_most = max(m["r2_reconstructions"][smile] for m in seeds)
+    r2 = scaled_long["r2_reconstructions"][smile]
+    assert f"(R² {r2:.2f}, after 60,000 images at most {at_most:.2f})" in text
+    assert settings.known_factors(plain_long["r2_reconstructions"]) == 3 and "and three without it" in text
+    better = scaled_long["psnr_gain_test"] - plain_long["psnr_gain_test"]
+    assert f"and {better:.1f} dB after 300,000 images" in text
+    ratios = [np.mean([m["swd_ratio"] for m in runs]) for runs in (seeds, plain)]
+    after_long = f"{scaled_long['swd_ratio']:.2f} against {plain_long['swd_ratio']:.2f} after 300,000 images"
+    assert f"{after_long}, {ratios[0]:.2f} against {ratios[1]:.2f} after 60,000" in text
+    assert "nine of 64 latent dimensions" in text and scaled_long["active"] == 9
+
+
+def test_what_the_readme_says_of_digits_and_speeds():
+    text = page_text("README.md")
+    digits, unclamped = judged("mnist-seed-0"), judged("mnist-unclamped")
+    plain = judged("mnist-seed-0-no-scale")
+    longer = judged("mnist")
+    sure = f"of {digits['readable']:.0%} of the samples after 120,000 images"
+    assert f"is sure {sure} ({plain['readable']:.0%} without the scale), of" in text
+    assert f"without the scale), of {longer['readable']:.0%} after 500,000" in text
+    assert f"and of {longer['readable_test']:.0%} of the test digits" in text
+    assert results_table.load("mnist")["measures"]["images"] == 500_000
+    worth = digits["psnr_gain_test"] - plain["psnr_gain_test"]
+    assert f"is worth {worth:.1f} dB after 120,000 images, and nothing in the share" in text
+    assert abs(digits["kept"] - plain["kept"]) < 0.01
+    assert "little of what the encoder learned helps with real digits" in text
+    assert unclamped["psnr_gain_test"] < 1 < 2 < digits["psnr_gain_test"]
+    kept = json.loads((RESULTS / "speed-avx512.json").read_text())
+    of_floor = [row["step/floor"] for n in (1, 2) for row in kept[f"floor, {n} threads"].values()]
+    presets = [kept[f"presets, {n} threads: before, after, gain"] for n in (1, 2)]
+    gains = [row["gain"] for section in presets for row in section.values()]
+    assert f"takes {min(of_floor):.2f} to {max(of_floor):.2f} times the time" in text
+    slower = json.loads((RESULTS / "speed-avx2.json").read_text())
+    rows = [slower[f"floor, {n} threads"] for n in (1, 2)]
+    large = [row["step/floor"] for section in rows for name, row in section.items() if "128x128" in name]
+    assert f"With AVX2 it is {min(large):.1f} to {max(large):.1f} times" in text
+    small = [row["step/floor"] for name, row in rows[0].items() if "128x128" not in name]
+    toys = page_text("toy_experiments/README.md")
+    assert f"at {min(small):.0f} to {max(small):.1f} times their floor on one AVX2 thread" in toys
+    assert f"make a preset {min(gains):.1f} to {max(gains):.1f} times as fast" in text
+
+
+def test_what_the_pages_say_of_time_and_of_the_trials_on_faces():
+    fastest = min(results_table.load(f"cartoon-seed-{seed}")["minutes"] for seed in range(3))
+    images = dlsgan.Config().images
+    speed = round(images / 60 / fastest, -1)
+    said = f"sees some {speed:.0f} images/s on one core, which makes {fastest:.0f} minutes"
+    assert said in page_text("README.md")
+    assert f"32x32: {fastest:.0f} minutes on one CPU core" in dlsgan.__doc__
+    tutorial = (ROOT / "tutorial.ipynb").read_text()
+    assert f"in {fastest:.0f} minutes on one core, here with three seeds each" in tutorial
+    assert "had an hour and a half" in tutorial and 85 < results_table.load("mnist")["minutes"] < 100
+    trials = [f"channel-base-{base}.json" for base in (512, 1024)]
+    narrow, wide = (json.loads((results_table.TRIALS / name).read_text())["measures"] for name in trials)
+    toys = page_text("toy_experiments/README.md")
+    assert f"see {narrow['images']:,} images and the wide ones {wide['images']:,}" in toys
+    assert f"found more dimensions ({narrow['active']} and {wide['active']})" in toys
+    assert abs(narrow["psnr_gain_test"] - wide["psnr_gain_test"]) < 0.15 and "back equally well" in toys
+
+
+def test_what_the_pages_say_of_settings_at_equal_time():
+    kept = settings.sorted_runs(json.loads((RESULTS / "settings.json").read_text()))
+    toys, text = page_text("toy_experiments/README.md"), page_text("README.md")
+    assert settings.table(kept) in (ROOT / "toy_experiments/README.md").read_text()
+    runs = {key.split(", ")[0]: r["measures"] for key, r in kept.items()}
+    gain = {name: m["psnr_gain_test"] for name, m in runs.items()}
+    rates = [gain[name] for name in ("lr-0.002", "base", "lr-0.008", "lr-0.016")]
+    slow, usual, fast, faster = (f"{x:.1f}" for x in rates)
+    assert f"+{slow}, +{usual}, +{fast} and +{faster} dB on test faces" in toys
+    said = f"come back {slow} dB above the mean face, at 0.004 {usual} dB, at the preset's 0.008 {fast} dB"
+    assert said in text and runs["lr-0.016"]["swd_ratio"] > runs["lr-0.008"]["swd_ratio"]
+    lost = {name: gain["base"] - gain[name] for name in gain}
+    assert (
+        f"{min(lost[name] for name in ('channels-1024-128', 'batch-16', 'batch-4')):.1f} dB or more lost"
+        in text
+    )
+    assert all(abs(lost[name]) < 0.5 for name in ("lambda-1", "lambda-10-to-1"))
+    assert all(abs(lost[name]) < 1 for name in ("gamma-10", "window-1000"))
+    assert all(1.9 < lost[name] < 2.2 for name in ("gamma-0.2", "lambda-3-to-0.3"))
+    names = ("cartoon-lambda-1", "cartoon-seed-0", "cartoon-lambda-2", "cartoon-lambda-3")
+    weights = [results_table.load(name) for name in names]
+    assert [r["settings"]["encoder_weight"] for r in weights] == [1, 1.5, 2, 3]
+    dimensions = [r["measures"]["active"] for r in weights]
+    assert "{}, {}, {} and {} at 1, 1.5, 2 and 3".format(*dimensions) in toys
+    gains = [r["measures"]["psnr_gain_test"] for r in weights]
+    assert "come back {:+.1f}, {:+.1f}, {:+.1f} and {:+.1f} dB above the mean face".format(*gains) in toys
+    found = "at 1, 1.5, 2 and 3 it finds {}, {}, {} and {} dimensions".format(*dimensions)
+    better = "come back {:.1f}, {:.1f}, {:.1f} and {:.1f} dB above the mean face after 60,000".format(*gains)
+    assert f"{found}, and test faces {better}" in text
+    best = min((m["swd_ratio"], name) for name, m in runs.items())
+    assert best[1] == "window-1000" and runs["lambda-10-to-1"]["swd_ratio"] > runs["base"]["swd_ratio"]
+    assert f"blurred samples ({runs['gamma-10']['swd_ratio']:.2f})" in toys
+    generated = runs["base"]["psnr_gain_generated"] - runs["no-scale"]["psnr_gain_generated"]
+    worth = f"worth {lost['no-scale']:.1f} dB on test faces and {generated:.1f} dB on generated ones"
+    assert worth in toys
+    smile = dlsgan.CARTOON_FACTORS.index("smile")
+    assert all(m["r2_reconstructions"][smile] < 0.1 for m in runs.values())
+    of_seeds = [judged(f"cartoon-seed-{seed}")["psnr_gain_test"] for seed in range(3)]
+    assert f"three seeds of the preset lie up to {max(of_seeds) - min(of_seeds):.1f} dB apart" in toys
+    later = [f"{runs[name]['l_enc']:.2f}" for name in ("d-128", "base", "window-1000")]
+    assert f"L_enc {later[0]} in place of {later[1]}" in toys and f"still at {later[2]}" in toys
+
+
+def test_the_tables_of_all_runs_come_from_the_kept_results():
+    text = (ROOT / "toy_experiments" / "README.md").read_text()
+    for folder in (results_table.FOLDER, results_table.TRIALS):
+        assert results_table.table(folder=folder) in text and list(folder.glob("*.json"))
+
+
+def test_the_page_tells_of_speeds_what_was_measured():
+    assert results_table.speeds() in (ROOT / "toy_experiments" / "README.md").read_text()
+
+
+def test_the_pages_tell_of_the_pair_what_was_measured():
+    main = page_text("README.md")
+    toys = page_text("toy_experiments/README.md")
+    table, _ = results_table.compare(list(PAIR)).split("\n\n")
+    assert " ".join(table.split()) in toys
+    kept = [results_table.load(name) for name in (*PAIR, "celeba128")]
+    a, b, large = (result["exported"] for result in kept)
+    assert a["images"] == b["images"] == dlsgan.PRESETS["celeba64"]["images"] and large["images"] >= 150_000
+    settings = [result["settings"] for result in kept]
+    assert {key for key in settings[0] if settings[0][key] != settings[1][key]} == {"latent_scale"}
+    assert settings[0].items() >= dlsgan.PRESETS["celeba64"].items()
+    difference = f"{a['psnr_gain_generated'] - b['psnr_gain_generated']:.1f} dB"
+    generated = f"{a['psnr_gain_generated']:+.1f} against {b['psnr_gain_generated']:+.1f}"
+    logits = [" and ".join(f"{x[f'logits_{name}']:+.2f}" for name in ("train", "test")) for x in (a, b)]
+    found = f"L_enc {large['l_enc']:.2f}, {large['active']} live dimensions"
+    gains = (
+        f"{large['psnr_gain_generated']:+.1f} dB on generated images and {large['psnr_gain_test']:+.1f} dB"
+    )
+    apart = a["psnr_gain_test"] - b["psnr_gain_test"]
+    for sentence in (
+        f"stays high without it.* {a['l_enc']:.2f} and {b['l_enc']:.2f}.",
+        f"the error of z is {a['mse_z']:.2f} against {b['mse_z']:.2f}",
+        f"By {difference} ({generated} over each one's mean image)",
+        f"SSIM {a['ssim_generated']:.2f} against {b['ssim_generated']:.2f}",
+        f"{a['psnr_gain_test']:+.2f} dB against {b['psnr_gain_test']:+.2f} over the mean face",
+        f"{apart:.2f} dB for the scale",
+        f"{a['swd']:.1f} against {b['swd']:.1f} (other test images: {a['swd_test']:.1f})",
+        f"spread {a['spread']:.2f} and {b['spread']:.2f}",
+        f"{a['active']} of {kept[0]['latent_dim']} dimensions are live",
+        f", {b['active']} of them above 1/2",
+        f"between {min(b['v']):.2f} and {max(b['v']):.2f}",
+        f"{found}, {gains} on test images",
+        f"The entropy of z * s is {a['entropy']:.1f} against {b['entropy']:.1f} nats",
+        f"({'; '.join(logits)})",
+    ):
+        assert sentence in toys, sentence
+    for sentence in (
+        f"L_enc from {b['l_enc']:.2f} to {a['l_enc']:.2f}",
+        f"({a['psnr_gain_test']:+.2f} against {b['psnr_gain_test']:+.2f} dB over the mean face)",
+    ):
+        assert sentence in main, sentence
+    assert f"generated faces come back {difference} better" in main
+    assert f"scale {a['active']} of {kept[0]['latent_dim']} dimensions are live" in main
+
+
+def test_the_page_tells_what_is_left_of_test_faces():
+    toys = page_text("toy_experiments/README.md")
+    with_scale, without = (judged(name)["recognised"] for name in PAIR)
+    rows = {
+        "from z_hat, with the scale": with_scale["from z_hat"],
+        "from z_hat, without": without["from z_hat"],
+        "from reconstructions, with the scale": with_scale["from reconstructions"],
+        "from reconstructions, without": without["from reconstructions"],
+        "from the photographs": with_scale["from the images"],
+    }
+    for title, scores in rows.items():
+        assert f"| {title} | {' | '.join(f'{score:.0%}' for score in scores.values())} |" in toys
+    for scores in (with_scale, without):
+        read = [f"{scores['from z_hat'][name]:.0%}" for name in ("Male", "Bangs")]
+        assert " and ".join(read) in toys or ", ".join(read) in toys
+    smiles = [f"{scores['from reconstructions']['Smiling']:.0%}" for scores in (with_scale, without)]
+    assert f"({smiles[0]} with the scale, {smiles[1]} without)" in toys
+    assert f"and {with_scale['from the images']['Smiling']:.0%} what it reads off" in page_text("README.md")
+
+
+def test_the_page_shows_each_figure_of_the_paper():
+    toys = page_text("toy_experiments/README.md")
+    shown = {path.stem for path in (RESULTS / "paper" / "celeba64").glob("*.png")}
+    assert shown == {f"figure-{name}" if name[0].isdigit() else name for name in paper_figures.FIGURES}
+    assert all(f"results/paper/celeba64/{name}.png" in toys for name in shown)
