@@ -4,10 +4,8 @@ ablations.
 Claim (paper, section 4.2). With the scale L_enc falls and reconstructions improve, at the same quality of
 samples.
 
-Its settings are its own, not those of the preset (see SETTINGS).
-
-    python -m toy_experiments.mnist run scale-0   one run, 84,000 images, 15 minutes; goes on where it stopped
-    python -m toy_experiments.mnist run           the 14 runs (ablations: 30,000 images) but for finished ones
+    python -m toy_experiments.mnist run scale-0   one run of the preset mnist; goes on where it stopped
+    python -m toy_experiments.mnist run           all eleven runs but for finished ones
     python -m toy_experiments.mnist figures       draws results/mnist_curves.png, _digits.png, _ablations.png
     python -m toy_experiments.mnist table
 
@@ -28,33 +26,22 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import dlsgan
+from toy_experiments import settings
 from toy_experiments.shared import cli, figures
 from toy_experiments.shared.cli import RESULTS
 from toy_experiments.shared.distances import samples_like, swd
 from toy_experiments.shared.training import train_encoder
 
 CHECKPOINTS = Path("runs/mnist_study")  # of the reader's folder; not kept in the repository
-SETTINGS = {  # of this study, narrower in d than the preset mnist, with a lambda that stays
-    "dataset": "mnist",
-    "latent_dim": 32,
-    "batch_size": 16,
-    "channel_base": 1024,
-    "channel_max": 64,
-    "lr": 2e-3,
-    "lr_final": 0.5,
-    "encoder_weight": 3.0,
-    "r1_gamma": 5.0,
-    "scale_window": 400,
-}
 GAN = {"latent_scale": False, "encoder_weight": 0.0}
 MAIN = {
     f"{kind}-{seed}": {"seed": seed, "latent_scale": kind == "scale"}
     for kind in ("scale", "plain")
     for seed in range(3)
 }
-LAMBDAS = {f"lambda-{weight}": {"encoder_weight": float(weight)} for weight in (3, 0.1, 1, 10)}
-ABLATIONS = LAMBDAS | {  # to be compared with "lambda-3": the settings of scale-0 at their budget
-    "sma": {"scale_rule": "sma"},
+ABLATIONS = {  # to be compared with "scale-0": one change each, the same seed and budget
+    "lambda-1": {"encoder_weight": 1.0, "encoder_weight_final": 1.0},  # the paper's
+    "sma": {"scale_rule": "sma"},  # the paper's average over a window
     "d-only": {},  # the encoder loss trains D alone, by the step below
     "gan": GAN,  # no encoder at all ...
     "afterwards": GAN,  # ... and one that is trained later on its frozen generator
@@ -71,7 +58,7 @@ CURVES = {  # of the paper's figures
 }
 
 
-def encoder_loss_trains_d_only(model: dlsgan.DLSGAN, *arguments, **settings) -> dict[str, Tensor]:
+def encoder_loss_trains_d_only(model: dlsgan.DLSGAN, *arguments, **options) -> dict[str, Tensor]:
     """`dlsgan.train_step` with the latent head reading a detached image: L_enc moves D as before, no longer
     G."""
     forward = model.discriminator.forward
@@ -80,7 +67,7 @@ def encoder_loss_trains_d_only(model: dlsgan.DLSGAN, *arguments, **settings) -> 
         return forward(x)[0], forward(x.detach())[1]
 
     with mock.patch.object(model.discriminator, "forward", apart):
-        return TRAIN_STEP(model, *arguments, **settings)
+        return TRAIN_STEP(model, *arguments, **options)
 
 
 def distance(model: dlsgan.DLSGAN, test: Tensor) -> float:
@@ -89,11 +76,12 @@ def distance(model: dlsgan.DLSGAN, test: Tensor) -> float:
 
 
 def configure(name: str, images: int, data_dir: str) -> dlsgan.Config:
-    """images: budget of the run; 0 means 84,000, or 30,000 for an ablation."""
+    """The preset with the changes of a run. images: its budget; 0 means the preset's."""
     dlsgan.require(name in RUNS, f"unknown run {name!r}: choose {', '.join(RUNS)}")
-    budget = images or (84_000 if name in MAIN else 30_000)
-    given = {"images": budget, "data_dir": data_dir, "out": str(CHECKPOINTS / name)}
-    return dlsgan.Config(**SETTINGS | RUNS[name] | given)
+    given = {"data_dir": data_dir, "out": str(CHECKPOINTS / name), "threads": 1}
+    if images:
+        given["images"] = images
+    return dlsgan.Config(**dlsgan.PRESETS["mnist"] | RUNS[name] | given)
 
 
 def encoder_afterwards(config: dlsgan.Config) -> list[dict]:
@@ -146,30 +134,20 @@ def train(config: dlsgan.Config, name: str, test: Tensor) -> list[dict]:
 
 
 def run(name: str, images: int, data_dir: str) -> dict:
-    """One unit: trains, and measures on 500 test images."""
+    """One unit: trains, and measures on 1,000 test images."""
     config = configure(name, images, data_dir)
     test = dlsgan.to_float(dlsgan.load_mnist(config)[1][:1000])
     curves = encoder_afterwards(config) if name == "afterwards" else train(config, name, test)
-    model = dlsgan.load_model(config.out)
-    n = min(500, len(test) // 2)
-    measures = dlsgan.evaluate(model, test[:n], 50)
-    measures["swd"] = distance(model, test[:n])
-    measures["swd_of_other_test_images"] = round(
-        swd(test[n : 2 * n], test[:n])["mean"], 3
-    )  # the best to expect
     columns = ("images", "spread", *CURVES)
     return {
         "command": f"python -m toy_experiments.mnist run {name} --images {config.images}",
         "images": config.images,
-        "test_images": n,
         "seed": config.seed,
         "machine": cli.processor(),
-        "threads": torch.get_num_threads(),
+        "threads": config.threads,
         "minutes": round(curves[-1]["seconds"] / 60, 1) if curves else None,
-        "measures": {
-            key: round(value, 4) if isinstance(value, float) else value for key, value in measures.items()
-        },
-        "curves": [{key: point[key] and round(point[key], 4) for key in columns} for point in curves],
+        "measures": settings.rounded(settings.judge(config.out, data_dir)),
+        "curves": [settings.rounded({key: point[key] for key in columns}) for point in curves],
     }
 
 
@@ -183,9 +161,10 @@ def table(results: dict) -> str:
         "SSIM generated",
         "PSNR (gain) test",
         "SSIM test",
+        "class kept",
+        "readable / test digits",
         "spread",
-        "SWD",
-        "images",
+        "SWD ratio",
     ]
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name in RUNS:
@@ -196,7 +175,8 @@ def table(results: dict) -> str:
         for kind in ("generated", "test"):
             cells.append(f"{m[f'psnr_{kind}']:.1f} ({m[f'psnr_gain_{kind}']:+.1f})")
             cells.append(f"{m[f'ssim_{kind}']:.2f}")
-        cells += [f"{m['spread']:.2f}", f"{m['swd']:.0f}", f"{results[name]['images']:,}"]
+        cells += [f"{m['kept']:.2f}", f"{m['readable'] / m['readable_test']:.2f}"]
+        cells += [f"{m['spread']:.2f}", f"{m['swd_ratio']:.2f}"]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -262,14 +242,14 @@ def draw_digits(path: Path, data_dir: str) -> None:
 
 @torch.no_grad()
 def draw_ablations(results: dict, path: Path) -> None:
-    """A row a run of the ablations: its measures (gains over the mean image in dB) and samples."""
-    names = [name for name in ABLATIONS if name in results]
+    """scale-0 and the ablations, a row each: measures (gains over the mean image in dB) and samples."""
+    names = [name for name in ("scale-0", *ABLATIONS) if name in results]
     titles = {
         "l_enc": "L_enc",
         "spread": "spread",
         "psnr_gain_generated": "dB, gen.",
         "psnr_gain_test": "dB, test",
-        "swd": "SWD",
+        "swd_ratio": "SWD ratio",
     }
     figure = Figure((11, 1.4 + 0.45 * len(names)), layout="constrained")
     *axes, last = figure.subplots(1, 6, width_ratios=(1, 1, 1, 1, 1, 1.9))
@@ -321,7 +301,7 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__)
     parser.add_argument("what", choices=("run", "figures", "table"))
     parser.add_argument("names", nargs="*", help=f"runs: {', '.join(RUNS)} (default: all)")
-    images_help = "real images a run sees (default: 84000, ablations 30000)"
+    images_help = "real images a run sees (default: as the preset)"
     parser.add_argument("--images", type=int, default=0, help=images_help)
     data_help = "where MNIST is, or is downloaded to (default: data/mnist)"
     parser.add_argument("--data-dir", default="data/mnist", help=data_help)

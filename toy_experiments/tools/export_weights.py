@@ -102,7 +102,14 @@ def half_is_enough(half: dict, full: dict) -> bool:
     return all(abs(half[key] - full[key]) <= most for key, most in TOLERANCE.items())
 
 
-def export(run: str, command: str, name: str = "", images: int = 1000, inception: str | None = None) -> Path:
+def export(
+    run: str,
+    command: str,
+    name: str = "",
+    images: int = 1000,
+    inception: str | None = None,
+    after: str = "",  # as in results_table.add
+) -> Path:
     """Writes pretrained/NAME.pt, results/runs/NAME.json and the model card; returns the first."""
     config, state = dlsgan.read_checkpoint(run)
     results_table.evaluations(run)  # a UserError here, before anything is written
@@ -111,6 +118,8 @@ def export(run: str, command: str, name: str = "", images: int = 1000, inception
     train_set, test_set = dlsgan.LOADERS[config.dataset](config)
     test = dlsgan.to_float(test_set[:images])
     seen = images_seen(config, state)
+    if after:
+        seen += results_table.load(after)["measures"]["images"]
     full = measure(run, test)
     write(path, config, seen, half_precision(state["ema"]))
     half = measure(path, test)
@@ -139,7 +148,7 @@ def export(run: str, command: str, name: str = "", images: int = 1000, inception
     exported["distances"] = compared
     exported["distance_images"] = min(2000, len(test_set)) // 2  # of distances.main
     exported["cost_of_float16"] = {key: half[key] - full[key] for key in TOLERANCE}
-    results_table.add(run, command, name, exported=exported)
+    results_table.add(run, command, name, after=after, exported=exported)
     (path.parent / "README.md").write_text(card())
     print(f"{path}: {size / 1e6:.2f} MB, {stored_as}")
     return path
@@ -178,6 +187,8 @@ if __name__ == "__main__":
     parser.add_argument("command", help="the command it was trained by, for the model card")
     parser.add_argument("--name", default="", help="name of the file (default: that of the run's folder)")
     parser.add_argument("--images", type=int, default=1000, help="test images to measure on (default: 1000)")
+    after_help = "kept run whose weights it started from (--init-from); its images and curves are counted in"
+    parser.add_argument("--after", default="", metavar="NAME", help=after_help)
     parser.add_argument("--inception", help="TorchScript file inception-2015-12-05.pt, for FID")
     with cli.one_line("export_weights"):
         export(**vars(parser.parse_args()))

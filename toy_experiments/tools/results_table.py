@@ -109,9 +109,30 @@ def write(path: Path, result: dict) -> None:
     path.write_text(text + "\n")
 
 
-def add(run: str, command: str, name: str = "", folder: Path | None = None, **more: dict) -> Path:
-    """Writes NAME.json in results/runs (or another folder) from the evaluations of a run, and whatever else
-    is to stand there; NAME is that of the run's folder, if none is given."""
+def counted_on(result: dict, earlier: dict) -> dict:
+    """The kept result of a run that started from the weights of an earlier one (--init-from): images, minutes
+    and curves of both together."""
+    before = earlier["measures"]["images"]
+    curves = {}
+    for key, values in result["curves"].items():
+        more = [value + before for value in values] if key == "images" else values
+        curves[key] = earlier["curves"][key] + more
+    return result | {
+        "minutes": round(earlier["minutes"] + result["minutes"], 2),
+        "measures": result["measures"] | {"images": before + result["measures"]["images"]},
+        "curves": curves,
+    }
+
+
+def add(
+    run: str,
+    command: str,
+    name: str = "",  # of the file: NAME.json; default: that of the run's folder
+    folder: Path | None = None,  # default: results/runs
+    after: str = "",  # name of the kept run whose weights it started from
+    **more: dict,  # whatever else is to stand there
+) -> Path:
+    """Writes NAME.json from the evaluations of a run."""
     config, _ = dlsgan.read_checkpoint(run)
     lines = evaluations(run)
     last = lines[-1]
@@ -127,6 +148,8 @@ def add(run: str, command: str, name: str = "", folder: Path | None = None, **mo
         **more,
         "curves": curves(lines),
     }
+    if after:
+        result = counted_on(result, load(after))
     path = (folder or FOLDER) / f"{name or Path(run).resolve().name}.json"
     write(path, result)
     return path
@@ -287,10 +310,11 @@ def main(
     names: tuple = (),
     name: str = "",
     trials: bool = False,
+    after: str = "",
 ) -> None:
     folder = TRIALS if trials else FOLDER
     if what == "add":
-        print(add(run, command, name, folder))
+        print(add(run, command, name, folder, after))
     elif what == "judge":
         print(judge(run, name))
     elif what == "found":
@@ -312,6 +336,8 @@ if __name__ == "__main__":
     adding = commands.add_parser("add")
     adding.add_argument("run")
     adding.add_argument("command")
+    after_help = "kept run whose weights it started from (--init-from); its images and curves are counted in"
+    adding.add_argument("--after", default="", metavar="NAME", help=after_help)
     judging = commands.add_parser("judge")
     judging.add_argument("run")
     for command in (adding, judging):

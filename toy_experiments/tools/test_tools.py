@@ -60,6 +60,22 @@ def test_judged_runs_are_shown_as_mean_and_range_over_seeds(monkeypatch):
     assert results_table.shown_content(smiles) == "smile at 71 (70 to 72)%"
 
 
+def test_a_run_that_started_from_another_counts_its_images_in(monkeypatch):
+    monkeypatch.setattr(results_table, "FOLDER", Path("kept"))
+    list(dlsgan.train(tiny(out="first")))
+    list(dlsgan.train(tiny(out="second", images=16), init_from="first"))
+    results_table.add("first", "python dlsgan.py --images 40")
+    alone = json.loads(results_table.add("second", "python dlsgan.py --init-from first").read_text())
+    first = results_table.load("first")
+    both = json.loads(results_table.add("second", "...", after="first").read_text())
+    assert (alone["measures"]["images"], both["measures"]["images"]) == (16, 56)
+    assert both["measures"] == alone["measures"] | {"images": 56}
+    assert both["minutes"] == pytest.approx(first["minutes"] + alone["minutes"])
+    assert both["curves"]["images"][: len(first["curves"]["images"])] == first["curves"]["images"]
+    assert both["curves"]["images"][-1] == 56
+    assert both["curves"]["l_enc"] == first["curves"]["l_enc"] + alone["curves"]["l_enc"]
+
+
 # ---- Trained weights ---------------------------------------------------------------------------------------
 
 
