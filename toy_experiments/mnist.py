@@ -5,7 +5,7 @@ Claim (paper, section 4.2). With the scale L_enc falls and reconstructions impro
 samples.
 
     python -m toy_experiments.mnist run scale-0   one run of the preset mnist; goes on where it stopped
-    python -m toy_experiments.mnist run           all eleven runs but for finished ones
+    python -m toy_experiments.mnist run           all twelve runs but for finished ones
     python -m toy_experiments.mnist figures       draws results/mnist_curves.png, _digits.png, _ablations.png
     python -m toy_experiments.mnist table
 
@@ -39,7 +39,8 @@ MAIN = {
     for kind in ("scale", "plain")
     for seed in range(3)
 }
-ABLATIONS = {  # to be compared with "scale-0": one change each, the same seed and budget
+ABLATIONS = {  # seed 0, with half the budget, to be compared with the first
+    "base": {},
     "lambda-1": {"encoder_weight": 1.0, "encoder_weight_final": 1.0},  # the paper's
     "sma": {"scale_rule": "sma"},  # the paper's average over a window
     "d-only": {},  # the encoder loss trains D alone, by the step below
@@ -76,12 +77,13 @@ def distance(model: dlsgan.DLSGAN, test: Tensor) -> float:
 
 
 def configure(name: str, images: int, data_dir: str) -> dlsgan.Config:
-    """The preset with the changes of a run. images: its budget; 0 means the preset's."""
+    """The preset with the changes of a run. images: its budget; 0 means the preset's, or half of that for an
+    ablation."""
     dlsgan.require(name in RUNS, f"unknown run {name!r}: choose {', '.join(RUNS)}")
-    given = {"data_dir": data_dir, "out": str(CHECKPOINTS / name), "threads": 1}
-    if images:
-        given["images"] = images
-    return dlsgan.Config(**dlsgan.PRESETS["mnist"] | RUNS[name] | given)
+    preset = dlsgan.PRESETS["mnist"]
+    budget = images or (preset["images"] if name in MAIN else preset["images"] // 2)
+    given = {"images": budget, "data_dir": data_dir, "out": str(CHECKPOINTS / name), "threads": 1}
+    return dlsgan.Config(**preset | RUNS[name] | given)
 
 
 def encoder_afterwards(config: dlsgan.Config) -> list[dict]:
@@ -165,6 +167,7 @@ def table(results: dict) -> str:
         "readable / test digits",
         "spread",
         "SWD ratio",
+        "images",
     ]
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name in RUNS:
@@ -176,7 +179,7 @@ def table(results: dict) -> str:
             cells.append(f"{m[f'psnr_{kind}']:.1f} ({m[f'psnr_gain_{kind}']:+.1f})")
             cells.append(f"{m[f'ssim_{kind}']:.2f}")
         cells += [f"{m['kept']:.2f}", f"{m['readable'] / m['readable_test']:.2f}"]
-        cells += [f"{m['spread']:.2f}", f"{m['swd_ratio']:.2f}"]
+        cells += [f"{m['spread']:.2f}", f"{m['swd_ratio']:.2f}", f"{results[name]['images']:,}"]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -242,8 +245,8 @@ def draw_digits(path: Path, data_dir: str) -> None:
 
 @torch.no_grad()
 def draw_ablations(results: dict, path: Path) -> None:
-    """scale-0 and the ablations, a row each: measures (gains over the mean image in dB) and samples."""
-    names = [name for name in ("scale-0", *ABLATIONS) if name in results]
+    """A row a run of the ablations: measures (gains over the mean image in dB) and samples."""
+    names = [name for name in ABLATIONS if name in results]
     titles = {
         "l_enc": "L_enc",
         "spread": "spread",
@@ -301,7 +304,7 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__)
     parser.add_argument("what", choices=("run", "figures", "table"))
     parser.add_argument("names", nargs="*", help=f"runs: {', '.join(RUNS)} (default: all)")
-    images_help = "real images a run sees (default: as the preset)"
+    images_help = "real images a run sees (default: as the preset; ablations half)"
     parser.add_argument("--images", type=int, default=0, help=images_help)
     data_help = "where MNIST is, or is downloaded to (default: data/mnist)"
     parser.add_argument("--data-dir", default="data/mnist", help=data_help)

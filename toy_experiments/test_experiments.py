@@ -210,10 +210,9 @@ def test_four_factors_are_found_anew(monkeypatch):
 def small_mnist(monkeypatch):
     write_mnist(Path("data/mnist"), 60)
     monkeypatch.setattr(mnist, "RESULTS", Path("kept"))
-    small = {"dataset": "mnist", "encoder_weight": 3.0, "device": "cpu"}
-    small |= {
-        key: TINY[key] for key in ("resolution", "channel_base", "channel_max", "latent_dim", "batch_size")
-    }
+    keys = ("resolution", "channel_base", "channel_max", "latent_dim", "batch_size")
+    small = {"dataset": "mnist", "encoder_weight": 3.0, "device": "cpu", "images": 80}
+    small |= {key: TINY[key] for key in keys}
     monkeypatch.setitem(dlsgan.PRESETS, "mnist", small)
 
     def judge(checkpoint, data_dir):
@@ -230,7 +229,9 @@ def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):
     small_mnist(monkeypatch)
     with pytest.raises(dlsgan.UserError, match="the run 'gan' comes first"):
         mnist.main("run", ("afterwards",), images=40)
-    names = ("scale-0", "plain-0", "lambda-1", "d-only", "gan", "afterwards")
+    budgets = [mnist.configure(name, 0, "").images for name in ("scale-0", "base")]
+    assert budgets == [80, 40]
+    names = ("scale-0", "plain-0", "base", "lambda-1", "d-only", "gan", "afterwards")
     found = mnist.main("run", names, images=40)
     assert found.keys() == set(names)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -238,6 +239,7 @@ def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):
     first = {
         name: next(dlsgan.load_model(f"runs/mnist_study/{name}").generator.parameters()) for name in names
     }
+    assert found["base"]["measures"] == found["scale-0"]["measures"]  # they differ by their budgets alone
     others = ("lambda-1", "d-only", "plain-0", "gan")
     assert all(not torch.equal(first["scale-0"], first[name]) for name in others)
     # the kept measures are those of the kept networks
