@@ -57,7 +57,7 @@ BASE = {  # the point from which each run differs
 }
 CHANGES = {
     "base": {},
-    "mnist": dlsgan.PRESETS["mnist"],
+    "mnist": {"lr": 8e-3} | dlsgan.PRESETS["mnist"],
     **{f"lambda-{x:g}": {"encoder_weight": float(x)} for x in (0.3, 1, 3, 10)},
     "lambda-stays": {"encoder_weight_final": 1.0},
     "lambda-10-to-1": {"encoder_weight": 10.0, "encoder_weight_final": 0.1},
@@ -68,7 +68,7 @@ CHANGES = {
     "channels-256-32": {"channel_base": 256, "channel_max": 32},
     "channels-1024-128": {"channel_base": 1024, "channel_max": 128},
     **{f"batch-{n}": {"batch_size": n} for n in (4, 16)},
-    **{f"lr-{lr:g}": {"lr": lr} for lr in (0.002, 0.008, 0.016)},
+    **{f"lr-{lr:g}": {"lr": lr} for lr in (0.002, 0.004, 0.008, 0.016)},
     **{f"lr-final-{x:g}": {"lr_final": x} for x in (0.1, 1.0)},
     **{f"window-{n}": {"scale_window": n} for n in (100, 400, 1000, 2000)},
     "sma-400": {"scale_rule": "sma"},
@@ -79,7 +79,7 @@ CHANGES = {
 
 LIST = [name for name in CHANGES if name == "base" or BASE | CHANGES[name] != BASE]
 LIST.remove("mnist")  # what `run` without names does: all changes, and a few with digits
-LIST += [f"mnist+{name}" for name in ("base", "lambda-3", "gamma-2", "window-400", "lambda-stays")]
+LIST += [f"mnist+{name}" for name in ("base", "lambda-10", "gamma-10", "window-400", "lr-0.004")]
 
 
 def configure(name: str, data_dir: str = "") -> dlsgan.Config:
