@@ -3035,7 +3035,7 @@ def test_r15_what_the_clamp_is_worth():
 def test_r16_digits_after_a_longer_training():
     longer, *numbers = judged_digits("mnist")
     shorter, *_ = judged_digits("mnist-seed-0")
-    assert longer["psnr_gain_test"] > shorter["psnr_gain_test"] + 0.5 and longer["kept"] > shorter["kept"]
+    assert longer["psnr_gain_test"] > shorter["psnr_gain_test"] + 0.3 and longer["kept"] < shorter["kept"]
     says("R16", f"{results_table.load('mnist')['measures']['images']:,}", *numbers)
 
 
@@ -3080,7 +3080,8 @@ def test_r09_celeba_with_and_without_scale():
 def test_r10_celeba_reconstructions():
     _, (a, b) = celeba_runs()
     assert a["psnr_gain_generated"] > b["psnr_gain_generated"] + 1
-    assert a["psnr_gain_test"] < b["psnr_gain_test"]  # "in squared error that is no worse"
+    assert 0.1 < a["psnr_gain_test"] - b["psnr_gain_test"] < 0.5  # "is a little better"
+    assert abs(a["mse_z"] - b["mse_z"]) < 0.05  # "says as much about a face"
     says("R10", *(f"{x[f'psnr_gain_{name}']:+.2f}" for name in ("generated", "test") for x in (a, b)))
 
 

@@ -71,19 +71,21 @@ def test_what_the_readme_says_of_the_cartoon_runs():
 
 def test_what_the_readme_says_of_digits_and_speeds():
     text = page_text("README.md")
-    digits, unclamped = judged("mnist-seed-0"), judged("mnist-unclamped")
-    plain = judged("mnist-seed-0-no-scale")
-    longer = judged("mnist")
-    sure = f"of {digits['readable']:.0%} of the samples after 120,000 images"
-    assert f"is sure {sure} ({plain['readable']:.0%} without the scale), of" in text
-    assert f"without the scale), of {longer['readable']:.0%} after 500,000" in text
+    digits = [judged(f"mnist-seed-{seed}") for seed in range(3)]
+    plain = [judged(f"mnist-seed-{seed}-no-scale") for seed in range(3)]
+    unclamped, longer = judged("mnist-unclamped"), judged("mnist")
+    readable = [f"{np.mean([m['readable'] for m in runs]):.0%}" for runs in (digits, plain)]
+    sure = f"of {readable[0]} of the samples after 120,000 images"
+    assert f"is sure {sure} ({readable[1]} without the scale), of" in text
+    assert f"without the scale), of {longer['readable']:.0%} after 300,000" in text
     assert f"and of {longer['readable_test']:.0%} of the test digits" in text
-    assert results_table.load("mnist")["measures"]["images"] == 500_000
-    worth = digits["psnr_gain_test"] - plain["psnr_gain_test"]
-    assert f"is worth {worth:.1f} dB after 120,000 images, and nothing in the share" in text
-    assert abs(digits["kept"] - plain["kept"]) < 0.01
+    assert results_table.load("mnist")["measures"]["images"] == 300_000
+    worth = [a["psnr_gain_test"] - b["psnr_gain_test"] for a, b in zip(digits, plain, strict=True)]
+    said = f"is worth {min(worth):.1f} to {max(worth):.1f} dB after 120,000 images, seed by seed"
+    assert f"{said}, and nothing in the share" in text
+    assert all(a["kept"] < b["kept"] + 0.02 for a, b in zip(digits, plain, strict=True))
     assert "little of what the encoder learned helps with real digits" in text
-    assert unclamped["psnr_gain_test"] < 1 < 2 < digits["psnr_gain_test"]
+    assert unclamped["psnr_gain_test"] < 1.5 < 3 < digits[0]["psnr_gain_test"]
     kept = json.loads((RESULTS / "speed-avx512.json").read_text())
     of_floor = [row["step/floor"] for n in (1, 2) for row in kept[f"floor, {n} threads"].values()]
     presets = [kept[f"presets, {n} threads: before, after, gain"] for n in (1, 2)]
@@ -108,7 +110,12 @@ def test_what_the_pages_say_of_time_and_of_the_trials_on_faces():
     assert f"32x32: {fastest:.0f} minutes on one CPU core" in dlsgan.__doc__
     tutorial = (ROOT / "tutorial.ipynb").read_text()
     assert f"in {fastest:.0f} minutes on one core, here with three seeds each" in tutorial
-    assert "had an hour and a half" in tutorial and 85 < results_table.load("mnist")["minutes"] < 100
+    digits = results_table.load("mnist-seed-0")
+    assert (
+        f"in {['six', 'seven', 'eight'][round(digits['minutes']) - 6]} minutes on one core with AVX-512"
+        in tutorial
+    )
+    assert "AVX512" in digits["machine"] and "(`--images 300000`)" in tutorial
     trials = [f"channel-base-{base}.json" for base in (512, 1024)]
     narrow, wide = (json.loads((results_table.TRIALS / name).read_text())["measures"] for name in trials)
     toys = page_text("toy_experiments/README.md")

@@ -158,13 +158,11 @@ def flips(runs: list[Run], test: Tensor, rows: int = 6, columns: int = 9, probab
     active = torch.tensor(run.kept["exported"]["v"]) > 0.5
     signs = flip_signs(columns, len(active), probability)  # [columns, d]
     flipped = signs < 0
-    text = (
-        f"{flipped.sum(1).float().mean():.1f} elements of {len(active)}, of {int(active.sum())} active ones "
-    )
+    text = f"{flipped.sum(1).float().mean():.1f} elements of {len(active)}, of {int(active.sum())} live ones "
     if active.any():
         text += f"{flipped[:, active].sum(1).float().mean():.1f} a column"
     else:
-        text += "(none are active)"
+        text += "(none is live)"
     figure, (axis,) = blank(9, 5)
     title = f"Figure 11: test image, reconstruction | stochastic flip of z_hat, {probability:.0%}"
     show(axis, flip_picture(run.model, test[:rows], signs), f"{title}\nflipped: {text}")
