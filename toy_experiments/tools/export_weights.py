@@ -20,10 +20,12 @@ import torch
 
 import dlsgan
 from toy_experiments.shared import cli, distances
+from toy_experiments.shared.cli import RESULTS
 from toy_experiments.shared.training import images_seen, in_batches
 from toy_experiments.tools import results_table
 
 LIMIT = 12_000_000  # bytes
+FINE_TUNED = "-real-encoder"  # ends the names of models whose encoder real_encoder.py has fine-tuned
 TOLERANCE = {"l_enc": 0.002, "psnr_generated": 0.02, "psnr_test": 0.02}
 DATA = {
     "celeba": "CelebA (Liu et al. 2015), aligned frames squashed to a square; its authors allow "
@@ -176,9 +178,32 @@ def section(path: Path) -> str:
     return "\n".join([f"## {path.stem}", "", "| | |", "|---|---|", *lines]) + "\n"
 
 
+def section_of_fine_tuned(path: Path) -> str:
+    """The part of the model card on an encoder fine-tuned on real images, from what real_encoder.py kept."""
+    name = path.stem.removesuffix(FINE_TUNED)
+    result = cli.read_runs(RESULTS / f"real_encoder-{name}.json")
+    before = result["paper's"]
+    after = result["fine-tuned"]
+    gains = f"{after['psnr_gain_test']:+.2f} ({before['psnr_gain_test']:+.2f} before)"
+    rows = {
+        "file": f"`{path.name}`, {path.stat().st_size / 1e6:.2f} MB",
+        "what it is": f"generator and scale of `{name}.pt`, and its encoder after fine-tuning on "
+        f"{result['images']:,} real images, which the paper does not do; its logits mean nothing",
+        "trained by": f"`{result['command']}`, {result['minutes']:,.0f} minutes on {result['machine']}",
+        "gain over the mean test image": gains,
+        "L_enc": f"{after['l_enc']:.3f} ({before['l_enc']:.3f} before)",
+    }
+    lines = [f"| {key} | {value} |" for key, value in rows.items()]
+    return "\n".join([f"## {path.stem}", "", "| | |", "|---|---|", *lines]) + "\n"
+
+
 def card() -> str:
     """The model card of all files in pretrained/, from results/runs/*.json."""
-    return "\n".join([INTRODUCTION, *(section(path) for path in sorted(dlsgan.PRETRAINED.glob("*.pt")))])
+    sections = []
+    for path in sorted(dlsgan.PRETRAINED.glob("*.pt")):
+        write_section = section_of_fine_tuned if path.stem.endswith(FINE_TUNED) else section
+        sections.append(write_section(path))
+    return "\n".join([INTRODUCTION, *sections])
 
 
 if __name__ == "__main__":
