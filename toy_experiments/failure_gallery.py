@@ -2,7 +2,7 @@
 
 Planar data (a correlated Gaussian, d = 8, networks and training of shared/planar.py), of which an intact
 run keeps two live dimensions and inverts every point. Each mistake is a few lines below, and L_enc alone
-would hardly reveal one of them: with heavy losses on codes and reconstructions of generated points it is even
+reveals two of them: with heavy losses on codes and reconstructions of generated points it is even
 better than intact, as is the error of these reconstructions, while the generator has shrunk to little more
 than half the spread. Minibatch-stddev is harmless here, but its code of a point still depends on who else is
 in the batch. Distances and errors are root mean squares; the data has standard deviation 1 in each direction.
