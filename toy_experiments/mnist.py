@@ -231,7 +231,7 @@ def draw_digits(path: Path, data_dir: str) -> None:
     for row, (kind, name) in enumerate(models.items()):
         model = dlsgan.load_model(CHECKPOINTS / name)
         for column, (number, x, what) in enumerate(((5, model.sample(30), "generated"), (9, test, "test"))):
-            title = f"Figure {number + row}: {what} over reconstructions, {kind}"
+            title = f"Figure {number + row}: {what} over\nreconstructions, {kind}"
             show(axes[row, column], pairs(model, x), title)
     signs = figures.flip_signs(8, len(model.latent_scale.v))  # of the model with scale
     title = (

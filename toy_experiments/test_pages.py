@@ -88,6 +88,9 @@ def test_what_the_readme_says_of_digits_and_speeds():
     said = f"is worth {min(worth):.1f} to {max(worth):.1f} dB after 120,000 images, seed by seed"
     assert f"{said}, and nothing in the share" in text
     assert all(a["kept"] < b["kept"] + 0.02 for a, b in zip(digits, plain, strict=True))
+    study = json.loads((RESULTS / "mnist.json").read_text())
+    by_gamma = [f"{study[name]['measures']['readable']:.0%}" for name in ("gamma-10", "base")]
+    assert "is sure of {} of the samples at gamma 10, and of {} at 2".format(*by_gamma) in text
     assert "little of what the encoder learned helps with real digits" in text
     assert unclamped["psnr_gain_test"] < 1.5 < 3 < digits[0]["psnr_gain_test"]
     kept = json.loads((RESULTS / "speed-avx512.json").read_text())

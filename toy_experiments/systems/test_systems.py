@@ -235,7 +235,8 @@ def test_the_page_tells_of_the_comparison_what_was_measured():
     assert by_own[-3:] == ["eigengan", "dlsgan", "optimisation"]
     size = {method: row["parameters"] for method, row in digits.items()}  # optimisation counts G alone
     assert 1.8 < 1 + (size["eigengan"] - size["dlsgan"]) / size["optimisation"] < 2  # nearly twice as large
-    assert np.ptp(swd) < spread_of_seeds("swd")  # "by as much"
+    by_swd = sorted(digits, key=lambda method: digits[method]["swd"])
+    assert set(by_swd[:3]) == {"dlsgan", "no-scale", "eigengan"}  # eigengan, too, spends two thirds
     *_, second, slowest = sorted(row["seconds_per_image"] for row in digits.values())
     assert slowest > 200 * second
 
@@ -253,7 +254,7 @@ def test_the_page_tells_of_the_comparison_what_was_measured():
         f"and by {own['dlsgan'] - own['no-scale']:.1f} dB on CelebA ({own['dlsgan']:+.2f} dB, "
         f"where LIA has {own['lia']:+.2f}), "
         f"and only descent comes higher ({generated['optimisation']} on MNIST)",
-        f"distances, {min(swd):.1f} to {max(swd):.1f} on MNIST (three seeds",
+        f"distances, {min(swd):.1f} to {max(swd):.1f} on MNIST, where",
         f"and {photos['dlsgan']['swd']:.1f} to {photos['lia']['swd']:.1f} on CelebA",
         f"{apart:.2f} dB from first to last, where",
         f"of DLSGAN lie {spread_of_seeds('psnr_gain_test'):.2f} dB apart",
