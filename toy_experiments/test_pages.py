@@ -114,6 +114,11 @@ def test_what_the_pages_say_of_time_and_of_the_trials_on_faces():
     speed = round(images / 60 / fastest, -1)
     said = f"sees some {speed:.0f} images/s on one core, which makes {fastest:.0f} minutes"
     assert said in page_text("README.md")
+    other = results_table.load("cartoon-two-threads")
+    assert other["settings"]["threads"] == 0 and "AVX512" in other["machine"]
+    assert f"on two cores with AVX-512 it took {other['minutes']:.0f}." in page_text("README.md")
+    found = f"{other['measures']['active']} dimensions and {other['measures']['psnr_gain_test']:.1f} dB"
+    assert f"found {found} on test faces" in page_text("README.md")
     assert f"32x32: {fastest:.0f} minutes on one CPU core" in dlsgan.__doc__
     tutorial = (ROOT / "tutorial.ipynb").read_text()
     assert f"in {fastest:.0f} minutes on one core, here with three seeds each" in tutorial
