@@ -128,6 +128,12 @@ def test_what_the_pages_say_of_time_and_of_the_trials_on_faces():
         in tutorial
     )
     assert "AVX512" in digits["machine"] and "(`--images 300000`)" in tutorial
+    weak = [f"gamma-{gamma}-from-the-start.json" for gamma in (1, 2)]
+    gains = [
+        json.loads((results_table.TRIALS / name).read_text())["measures"]["psnr_gain_test"] for name in weak
+    ]
+    said = "test faces come back {:+.1f} dB (gamma 1) and {:+.1f} dB (gamma 2) above".format(*gains)
+    assert said in page_text("toy_experiments/README.md")
     trials = [f"channel-base-{base}.json" for base in (512, 1024)]
     narrow, wide = (json.loads((results_table.TRIALS / name).read_text())["measures"] for name in trials)
     toys = page_text("toy_experiments/README.md")
