@@ -5,7 +5,7 @@ Claim (paper, section 4.2). With the scale L_enc falls and reconstructions impro
 samples.
 
     python -m toy_experiments.mnist run scale-0   one run of the preset mnist; goes on where it stopped
-    python -m toy_experiments.mnist run           all fourteen runs but for finished ones
+    python -m toy_experiments.mnist run           all thirteen runs but for finished ones
     python -m toy_experiments.mnist figures       draws results/mnist_curves.png, _digits.png, _ablations.png
     python -m toy_experiments.mnist table
 
@@ -42,7 +42,6 @@ MAIN = {
 ABLATIONS = {  # seed 0, with half the budget, to be compared with the first
     "base": {},
     "gamma-10": {"r1_gamma": 10.0},
-    "lr-0.004": {"lr": 4e-3},
     "lambda-1": {"encoder_weight": 1.0, "encoder_weight_final": 1.0},  # the paper's
     "sma": {"scale_rule": "sma"},  # the paper's average over a window
     "d-only": {},  # the encoder loss trains D alone, by the step below

@@ -57,7 +57,7 @@ BASE = {  # the point from which each run differs
 }
 CHANGES = {
     "base": {},
-    "mnist": {"lr": 8e-3} | dlsgan.PRESETS["mnist"],
+    "mnist": {"lr": dlsgan.Config().lr} | dlsgan.PRESETS["mnist"],  # the preset's rate is the default
     **{f"lambda-{x:g}": {"encoder_weight": float(x)} for x in (0.3, 1, 3, 10)},
     "lambda-stays": {"encoder_weight_final": 1.0},
     "lambda-10-to-1": {"encoder_weight": 10.0, "encoder_weight_final": 0.1},

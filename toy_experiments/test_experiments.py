@@ -269,7 +269,7 @@ def test_the_kept_mnist_results_stand_in_the_table():
     for name, r in results.items():
         command = f"python -m toy_experiments.mnist run {name} --images {r['images']}"
         assert r["command"] == command and r["machine"]
-        if name in mnist.MAIN:
+        if name != "afterwards":
             assert r["curves"][-1]["images"] == r["images"] and all(point["swd"] for point in r["curves"])
 
 

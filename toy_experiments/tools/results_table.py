@@ -110,14 +110,16 @@ def write(path: Path, result: dict) -> None:
 
 
 def counted_on(result: dict, earlier: dict) -> dict:
-    """The kept result of a run that started from the weights of an earlier one (--init-from): images, minutes
-    and curves of both together."""
+    """The kept result of a run that started from the weights of an earlier one (--init-from): images, minutes,
+    curves and machines of both together."""
     before = earlier["measures"]["images"]
     curves = {}
     for key, values in result["curves"].items():
         more = [value + before for value in values] if key == "images" else values
         curves[key] = earlier["curves"][key] + more
+    machines = dict.fromkeys((earlier["machine"], result["machine"]))
     return result | {
+        "machine": ", then ".join(machines),
         "minutes": round(earlier["minutes"] + result["minutes"], 2),
         "measures": result["measures"] | {"images": before + result["measures"]["images"]},
         "curves": curves,

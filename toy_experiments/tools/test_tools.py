@@ -70,6 +70,9 @@ def test_a_run_that_started_from_another_counts_its_images_in(monkeypatch):
     both = json.loads(results_table.add("second", "...", after="first").read_text())
     assert (alone["measures"]["images"], both["measures"]["images"]) == (16, 56)
     assert both["measures"] == alone["measures"] | {"images": 56}
+    assert both["machine"] == alone["machine"]
+    elsewhere = results_table.counted_on(alone, first | {"machine": "a slower one"})
+    assert elsewhere["machine"] == f"a slower one, then {alone['machine']}"
     assert both["minutes"] == pytest.approx(first["minutes"] + alone["minutes"])
     assert both["curves"]["images"][: len(first["curves"]["images"])] == first["curves"]["images"]
     assert both["curves"]["images"][-1] == 56
@@ -129,6 +132,10 @@ def test_the_measures_of_an_exported_model_are_kept(kept):
     card = Path("pretrained/README.md").read_text()
     l_enc = f"{exported['l_enc']:.3f}"
     assert card == export_weights.card() and "## mine" in card and f"| L_enc | {l_enc} |" in card
+    export_weights.export("mine", "python dlsgan.py --init-from mine", "longer", images=20, after="mine")
+    longer = results_table.load("longer")
+    assert torch.load("pretrained/longer.pt")["images"] == longer["exported"]["images"] == 160
+    assert longer["curves"]["images"][-1] == 160
     table = results_table.compare(["mine", "mine"])
     assert f"| L_enc | {l_enc} | {l_enc} |" in table and "differ: none" in table
 
