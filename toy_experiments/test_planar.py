@@ -12,7 +12,7 @@ from torch import nn
 
 import dlsgan
 from conftest import flat
-from toy_experiments import two_dimensional
+from toy_experiments import two_dimensional, two_dimensional_axes
 from toy_experiments.shared import planar
 from toy_experiments.shared.planar import D
 from toy_experiments.two_dimensional import AFTERWARDS, WITH, WITHOUT
@@ -199,7 +199,7 @@ def test_reconstructions_and_axes():
     other = planar.Discriminator()
     expected = model.generator(other(x)[1] * model.latent_scale.scale())
     torch.testing.assert_close(planar.reconstructions(model, x, other), expected)
-    curves = two_dimensional.latent_axes(model, reach=2.0, points=5)
+    curves = two_dimensional_axes.latent_axes(model, reach=2.0, points=5)
     assert curves.shape == (D, 5, 2)
     for i in range(D):
         for j, t in enumerate((-2, -1, 0, 1, 2)):
@@ -304,7 +304,9 @@ def test_the_tables_of_the_readme(capsys):
 
 
 def test_the_kept_axes():
-    scales = kept("two_dimensional_axes.json")["scales"].values()
+    result = kept("two_dimensional_axes.json")
+    assert result["command"] == "python -m toy_experiments.two_dimensional_axes"
+    scales = result["scales"].values()
     spread = [max(s) - min(s) for s in scales]
     assert spread[0] < 0.5 and spread[-1] > 1.9  # from equal scales to two of 2 and six of 0
     path = two_dimensional.RESULTS / "two_dimensional_axes.gif"
@@ -317,8 +319,10 @@ def test_from_runs_to_figures(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(two_dimensional, "RESULTS", tmp_path / "kept")
     monkeypatch.setattr(two_dimensional, "DATA", ("ring",))
     monkeypatch.setattr(two_dimensional, "SWEEP", ({"encoder_weight": 1.0},))
-    for what in ("runs", "sweep", "axes"):
+    monkeypatch.setattr(two_dimensional_axes, "RESULTS", tmp_path / "kept")
+    for what in ("runs", "sweep"):
         two_dimensional.main(what, seeds=1, steps=4)
+    two_dimensional_axes.main(steps=4)
     written = {path.name for path in (tmp_path / "kept").iterdir()}
     names = ("two_dimensional", "two_dimensional_axes")
     assert written == {f"{name}.{kind}" for name in names for kind in ("json", "png")} | {
@@ -333,6 +337,8 @@ def test_from_runs_to_figures(monkeypatch, tmp_path, capsys):
 def test_impossible_numbers_are_refused(wrong):
     with pytest.raises(dlsgan.UserError, match="at least 1"):
         two_dimensional.main(**wrong)
+    with pytest.raises(dlsgan.UserError, match="at least 1"):
+        two_dimensional_axes.main(steps=0)
 
 
 @pytest.mark.slow

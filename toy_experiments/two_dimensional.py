@@ -26,9 +26,6 @@ off the curve: L_enc 0.03, and samples farther from the data.
 
     python -m toy_experiments.two_dimensional        5 data sets, 3 seeds: 30 minutes on one core (a training:
                                                      30 to 50 s); draws results/two_dimensional.png
-    python -m toy_experiments.two_dimensional axes   2 minutes: the eight latent axes as curves in the plane,
-                                                     from the first step to the last; draws
-                                                     results/two_dimensional_axes.png and .gif
     python -m toy_experiments.two_dimensional sweep  7 minutes: one setting changed at a time, on the ring
     python -m toy_experiments.two_dimensional table  the README's tables, from the kept results
 
@@ -38,9 +35,7 @@ best: the distance of two draws of the data):
     the setting in use: L_enc 0.020, 2 live, 89% within 4 sigma, 8 modes, distance 0.014, 33 s
 """
 
-import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -49,7 +44,8 @@ import torch
 from torch import Tensor, nn
 
 import dlsgan
-from toy_experiments.shared.cli import processor
+from toy_experiments.shared import cli
+from toy_experiments.shared.cli import RESULTS
 from toy_experiments.shared.figures import WITH_SCALE, WITHOUT_SCALE
 from toy_experiments.shared.planar import (
     BATCH_SIZE,
@@ -65,11 +61,9 @@ from toy_experiments.shared.planar import (
     gaussian_check,
     measure,
     reconstructions,
-    snapshots,
     train,
 )
 
-RESULTS = Path(__file__).parent / "results"
 SWEEP = (  # changes of the setting above, one at a time
     {},
     {"encoder_weight": 0.1},
@@ -84,9 +78,7 @@ SWEEP = (  # changes of the setting above, one at a time
 )
 
 WITH, WITHOUT, AFTERWARDS = "with scale", "without scale", "encoder afterwards"
-PARTS = (0.02, 0.05, 1.0)  # of a training: early, middle and late
 COLOURS = {WITH: WITH_SCALE, WITHOUT: WITHOUT_SCALE, AFTERWARDS: "#3c7a5d"}
-AXIS_COLOURS = ("#d1495b", "#30638e", "#edae49", "#3c7a5d", "#7b4f9d", "#1b9aaa", "#8c5a2b", "#444444")
 
 
 def run(name: str, seed: int, steps: int = STEPS) -> tuple[dict, dict]:
@@ -124,7 +116,7 @@ def line(name: str, result: dict) -> str:
 
 def run_all(seeds: int = 3, steps: int = STEPS) -> dict:
     """Every data set with every seed; keeps the measures and draws the models of seed 0."""
-    about = {"command": "python -m toy_experiments.two_dimensional", "machine": processor(), "threads": 1}
+    about = {"command": "python -m toy_experiments.two_dimensional", "machine": cli.processor(), "threads": 1}
     runs = {}
     pictures = {}
     for name in DATA:
@@ -134,7 +126,9 @@ def run_all(seeds: int = 3, steps: int = STEPS) -> dict:
             runs[name].append(result)
             pictures.setdefault(name, (result, models))
             print(line(name, result), flush=True)
-        keep("two_dimensional.json", about | {"setting": setting(steps=steps), "runs": runs})
+        cli.write_json(
+            RESULTS / "two_dimensional.json", about | {"setting": setting(steps=steps), "runs": runs}
+        )
     draw(pictures, RESULTS / "two_dimensional.png")
     return runs
 
@@ -146,17 +140,12 @@ def setting(**changes: float) -> dict:
     return usual | changes
 
 
-def keep(name: str, result: dict) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
-
-
 def sweep(steps: int = STEPS) -> dict:
     """The ring with scale, seed 0, with one setting changed at a time. The first row is the setting in
     use."""
     about = {
         "command": "python -m toy_experiments.two_dimensional sweep",
-        "machine": processor(),
+        "machine": cli.processor(),
         "threads": 1,
     }
     rows = []
@@ -169,7 +158,9 @@ def sweep(steps: int = STEPS) -> dict:
         row |= measure(model, model.discriminator, "ring")
         rows.append(row)
         print(sweep_line(row), flush=True)
-        keep("two_dimensional_sweep.json", about | {"data": "ring", "seed": 0, "rows": rows})
+        cli.write_json(
+            RESULTS / "two_dimensional_sweep.json", about | {"data": "ring", "seed": 0, "rows": rows}
+        )
     return {"rows": rows}
 
 
@@ -249,16 +240,6 @@ def latent_lines(model: dlsgan.DLSGAN, first: int, second: int) -> list[np.ndarr
     return lines
 
 
-@torch.no_grad()
-def latent_axes(model: dlsgan.DLSGAN, reach: float = 2.5, points: int = 101) -> np.ndarray:
-    """The latent axes drawn through the plane: images of z = t e_i, t from -reach to reach: [d, points,
-    2]."""
-    t = torch.linspace(-reach, reach, points)
-    z = torch.eye(D)[:, None, :] * t[:, None]  # [d, points, d]
-    x = model.decode(z.flatten(0, 1))  # [d * points, 2]
-    return x.unflatten(0, (D, points)).numpy()
-
-
 def strongest(model: dlsgan.DLSGAN) -> list[int]:
     """Latent dimensions, the best known first, by v on 2,000 samples."""
     with torch.no_grad():
@@ -331,106 +312,21 @@ def draw(pictures: dict, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_axes(panel, bars, model: dlsgan.DLSGAN, name: str) -> None:
-    """Above: data, and the eight latent axes as curves, as wide as their scale s_i. Below: s_i as bars, same
-    colours."""
-    draw_data_set(panel, name)
-    s = model.latent_scale.scale().numpy()
-    for curve, width, colour in zip(latent_axes(model), s, AXIS_COLOURS, strict=True):
-        panel.plot(*curve.T, color=colour, linewidth=1.5 * width, solid_capstyle="round")
-    bars.bar(range(1, D + 1), s, color=AXIS_COLOURS)
-    bars.set(xticks=range(1, D + 1), yticks=(0, 1, 2), ylim=(0, 2.2))
-    bars.tick_params(labelsize=8, length=2)
-    bars.spines[["top", "right"]].set_visible(False)
-
-
-def figure_of_axes(columns: list[tuple[str, dlsgan.DLSGAN]], name: str, rows: int = 1):
-    """Panels of `draw_axes` with their titles, row by row."""
-    from matplotlib.figure import Figure
-
-    n = len(columns) // rows
-    figure = Figure((3.3 * n, 4.3 * rows), layout="constrained")
-    panels = figure.subplots(2 * rows, n, height_ratios=(4, 1) * rows, squeeze=False)
-    for i, (title, model) in enumerate(columns):
-        row, column = divmod(i, n)
-        panel, bars = panels[2 * row : 2 * row + 2, column]
-        draw_axes(panel, bars, model, name)
-        panel.set_title(title, fontsize=11)
-        if column == 0:
-            bars.set_ylabel("s", rotation=0)
-        if row == rows - 1:
-            bars.set_xlabel("latent dimension", fontsize=9)
-    return figure
-
-
-def animate(scaled: dict[int, dlsgan.DLSGAN], plain: dict[int, dlsgan.DLSGAN], name: str, path: Path) -> None:
-    """A GIF of the latent axes at the moments of two trainings, with the scale and without."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image
-
-    pictures = []
-    for step in scaled:
-        columns = [(f"{way}, step {step:,}", kept[step]) for way, kept in ((WITH, scaled), (WITHOUT, plain))]
-        canvas = FigureCanvasAgg(figure_of_axes(columns, name))
-        canvas.figure.set_dpi(80)
-        canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())[:, :, :3]
-        pictures.append(Image.fromarray(pixels))
-    # one palette for all frames, so that the grey of the data does not flicker
-    palette = pictures[-1].quantize(48)
-    frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    durations = [150] * (len(frames) - 1) + [3000]  # milliseconds
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
-
-
-def axes_of_training(name: str = "ring", seed: int = 0, steps: int = STEPS) -> dict:
-    """The latent axes from the first step to the last, one training with the scale and one without: a figure
-    of three moments and an animation. Keeps the scales of the moments shown."""
-    # close together at first, when the scale decides: about 50 moments
-    moments = sorted({round(steps ** (i / 60)) for i in range(61)})
-    early, middle, late = (min(moments, key=lambda step: abs(step - steps * part)) for part in PARTS)
-    kept = {way: snapshots(name, seed, way == WITH, moments, steps) for way in (WITH, WITHOUT)}
-    columns = []
-    for way, models in kept.items():
-        columns += [(f"{way}, step {step:,}", models[step]) for step in (early, middle, late)]
-    RESULTS.mkdir(exist_ok=True)
-    figure_of_axes(columns, name, rows=2).savefig(RESULTS / "two_dimensional_axes.png", dpi=100)
-    animate(kept[WITH], kept[WITHOUT], name, RESULTS / "two_dimensional_axes.gif")
-    result = {
-        "command": "python -m toy_experiments.two_dimensional axes",
-        "machine": processor(),
-        "threads": 1,
-    }
-    result |= {"data": name, "seed": seed, "steps": steps, "scales": {}}
-    for step in (early, middle, late):
-        s = kept[WITH][step].latent_scale.scale().tolist()
-        result["scales"][str(step)] = [round(value, 4) for value in s]
-    keep("two_dimensional_axes.json", result)
-    return result
-
-
 def main(what: str = "runs", seeds: int = 3, steps: int = STEPS) -> dict | None:
     dlsgan.require(seeds > 0, f"--seeds {seeds}: must be at least 1")
     dlsgan.require(steps > 0, f"--steps {steps}: must be at least 1")
     torch.set_num_threads(1)
     if what == "sweep":
         return sweep(steps)
-    if what == "axes":
-        return axes_of_training(steps=steps)
     if what == "table":
         return print_tables()
     return run_all(seeds, steps)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", nargs="?", default="runs", choices=("runs", "sweep", "axes", "table"))
+    parser = cli.parser(__doc__)
+    parser.add_argument("what", nargs="?", default="runs", choices=("runs", "sweep", "table"))
     parser.add_argument("--seeds", type=int, default=3, help="runs a data set (default: 3)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps (default: {STEPS})")
-    try:
+    with cli.one_line("two_dimensional"):
         main(**vars(parser.parse_args()))
-    except dlsgan.UserError as error:
-        print(f"two_dimensional: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -110,8 +110,8 @@ def write(path: Path, result: dict) -> None:
 
 
 def counted_on(result: dict, earlier: dict) -> dict:
-    """The kept result of a run that started from the weights of an earlier one (--init-from): images, minutes,
-    curves and machines of both together."""
+    """The kept result of a run that started from the weights of an earlier one (--init-from): images,
+    minutes, curves and machines of both together."""
     before = earlier["measures"]["images"]
     curves = {}
     for key, values in result["curves"].items():
