@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import dlsgan
-from conftest import flat
+from conftest import ROOT, flat
 from toy_experiments import failure_gallery
 from toy_experiments.shared import planar
 from toy_experiments.shared.planar import D
@@ -123,6 +123,19 @@ def test_the_kept_gallery_shows_each_mistake():
     assert len(result["runs"]) == 7 and result["steps"] == failure_gallery.STEPS
     for name, run in result["runs"].items():
         assert failure_gallery.line(name, run, result["runs"]["intact"]) in failure_gallery.__doc__
+
+
+def test_the_page_lists_each_mistake_with_its_measures():
+    text = (ROOT / "toy_experiments" / "README.md").read_text()
+    runs = json.loads((failure_gallery.RESULTS / "failure_gallery.json").read_text())["runs"]
+    intact = runs["intact"]["measures"]
+    for name, run in runs.items():
+        key, measures = run["revealed by"], run["measures"]
+        revealed = f"{key}: {measures[key]:.3g} ({intact[key]:.3g})"
+        assert f"| {name} | {run['symptom']} | {revealed} | {measures['L_enc']:.4f} |" in text
+    found = [run["measures"]["L_enc"] for run in list(runs.values())[1:]]
+    assert min(found[:2]) > 0.1 and max(found[2:]) < 0.02 and found[-1] < intact["L_enc"]
+    assert f"shrunk to {runs['loss on reconstructions']['measures']['spread']:.2f} of the spread" in text
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@
     python -m toy_experiments.tools.results_table speed
 
 `add` keeps toy_experiments/results/runs/cartoon.json; `judge` writes into it what all judges of
-`toy_experiments.settings` say of the run, on 1,000 images. `found` prints the README's table of judged runs
+`toy_experiments.settings` say of the run, on 1,000 images. `found` prints the README's tables of judged runs
 in Markdown, a row a setting, as mean and range over its seeds; `table` prints all kept runs at their last
 evaluation, and with --trials short runs that tried settings; `compare` prints runs side by side, one a
 column; `speed` prints the README's table of speeds. `compare` reads what `export_weights` measured of trained
@@ -44,11 +44,17 @@ COLUMNS = {
 
 JUDGED = {
     "L_enc": ("l_enc", ".2f"),
-    "live dimensions": ("active", ".2g"),
+    "live": ("active", ".2g"),
     "spread": ("spread", ".2f"),
     "generated, dB": ("psnr_gain_generated", "+.1f"),
     "test, dB": ("psnr_gain_test", "+.1f"),
-    "distance of samples": ("swd_ratio", ".2f"),
+    "distance": ("swd_ratio", ".2f"),
+}
+
+FOUND = {  # data set: heading of its table, the line that its rows begin with, and what is shown
+    "cartoon": ("cartoon faces", "python dlsgan.py", "factors shown"),
+    "mnist": ("digits", "python dlsgan.py --dataset mnist", "class kept"),
+    "celeba": ("photographs", "python dlsgan.py --preset celeba64", "smile kept"),
 }
 
 COMPARED = {
@@ -203,28 +209,50 @@ def mean_and_range(values: list[float], form: str) -> str:
 def shown_content(judged: list[dict]) -> str:
     """What reconstructions of test images still show: factors of faces, the digit, or the smile."""
     if "kept" in judged[0]:
-        return mean_and_range([100 * m["kept"] for m in judged], ".0f") + "% of digits"
+        return mean_and_range([100 * m["kept"] for m in judged], ".0f") + "%"
     if "recognised" in judged[0]:
         scores = [100 * m["recognised"]["from reconstructions"]["Smiling"] for m in judged]
-        return "smile at " + mean_and_range(scores, ".0f") + "%"
-    return (
-        mean_and_range([settings.known_factors(m["r2_reconstructions"]) for m in judged], ".2g") + " factors"
-    )
+        return mean_and_range(scores, ".0f") + "%"
+    known = [settings.known_factors(m["r2_reconstructions"]) for m in judged]
+    return mean_and_range(known, ".2g") + " of 8"
+
+
+def row_name(command: str, line: str) -> str:
+    """What a kept command adds to a line of the README, in Markdown: "`--images 300000`"."""
+    pasted, _, remark = command.partition(", ")
+    options = pasted.removeprefix(line).strip()
+    options, started, _ = options.partition("--init-from")
+    names = ["without the scale"] if "--no-latent-scale" in options else []
+    options = options.replace("--no-latent-scale", "").strip()
+    if started:
+        names.insert(0, "second stretch")
+    if options:
+        names.insert(0, f"`{options}`")
+    return ", ".join([*names, *([remark] if remark else [])]) or "preset"
 
 
 def found() -> str:
-    """The judged runs as a Markdown table, one row a setting, as mean and range over its seeds."""
+    """The judged runs as Markdown, a table for each kind of data and in it a row a setting, as mean and range
+    over its seeds."""
     groups = defaultdict(list)
     for path in sorted(FOLDER.glob("*.json")):
         result = json.loads(path.read_text())
         if "judged" in result:
             groups[re.sub(r" --(seed|threads) \d+", "", result["command"])].append(result)
-    headings = ["run", "images", "seeds", *JUDGED, "shown by reconstructions"]
-    rows = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     in_order = sorted(groups.items(), key=lambda group: (group[1][0]["measures"]["images"], len(group[0])))
-    for command, results in in_order:
+    return "\n\n".join(found_of(kind, in_order) for kind in FOUND)
+
+
+def found_of(kind: str, groups: list[tuple[str, list[dict]]]) -> str:
+    """One of the tables of `found`: (command, kept results) of each setting that has this data set."""
+    title, line, content = FOUND[kind]
+    headings = [f"{title}, `{line}`", "images", "seeds", *JUDGED, content]
+    rows = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for command, results in groups:
+        if results[0]["settings"]["dataset"] != kind:
+            continue
         judged = [result["judged"] for result in results]
-        cells = [shown_command(command), f"{results[0]['measures']['images']:,}", str(len(results))]
+        cells = [row_name(command, line), f"{results[0]['measures']['images']:,}", str(len(results))]
         cells += [mean_and_range([m[key] for m in judged], form) for key, form in JUDGED.values()]
         rows.append(f"| {' | '.join([*cells, shown_content(judged)])} |")
     return "\n".join(rows)
