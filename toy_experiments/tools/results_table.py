@@ -127,6 +127,7 @@ def counted_on(result: dict, earlier: dict) -> dict:
     return result | {
         "machine": ", then ".join(machines),
         "minutes": round(earlier["minutes"] + result["minutes"], 2),
+        "stretches": earlier.get("stretches", 1) + 1,
         "measures": result["measures"] | {"images": before + result["measures"]["images"]},
         "curves": curves,
     }
@@ -217,18 +218,19 @@ def shown_content(judged: list[dict]) -> str:
     return mean_and_range(known, ".2g") + " of 8"
 
 
-def row_name(command: str, line: str) -> str:
+def row_name(command: str, line: str, stretches: int = 1) -> str:
     """What a kept command adds to a line of the README, in Markdown: "`--images 300000`"."""
     pasted, _, remark = command.partition(", ")
-    options = pasted.removeprefix(line).strip()
-    options, started, _ = options.partition("--init-from")
-    names = ["without the scale"] if "--no-latent-scale" in options else []
+    options = pasted.removeprefix(line).partition("--init-from")[0]
+    scaled = "--no-latent-scale" not in options
     options = options.replace("--no-latent-scale", "").strip()
-    if started:
-        names.insert(0, "second stretch")
-    if options:
-        names.insert(0, f"`{options}`")
-    return ", ".join([*names, *([remark] if remark else [])]) or "preset"
+    names = [
+        f"`{options}`" if options else "",
+        ("", "second stretch", "third stretch")[stretches - 1],
+        "" if scaled else "without the scale",
+        remark,
+    ]
+    return ", ".join(filter(None, names)) or "preset"
 
 
 def found() -> str:
@@ -252,7 +254,9 @@ def found_of(kind: str, groups: list[tuple[str, list[dict]]]) -> str:
         if results[0]["settings"]["dataset"] != kind:
             continue
         judged = [result["judged"] for result in results]
-        cells = [row_name(command, line), f"{results[0]['measures']['images']:,}", str(len(results))]
+        first = results[0]
+        name = row_name(command, line, first.get("stretches", 1))
+        cells = [name, f"{first['measures']['images']:,}", str(len(results))]
         cells += [mean_and_range([m[key] for m in judged], form) for key, form in JUDGED.values()]
         rows.append(f"| {' | '.join([*cells, shown_content(judged)])} |")
     return "\n".join(rows)

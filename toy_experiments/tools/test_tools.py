@@ -42,9 +42,11 @@ def test_judged_runs_are_shown_as_mean_and_range_over_seeds(monkeypatch):
             before = json.loads(Path(f"kept/run-{seed}.json").read_text())
             results_table.judge(f"run-{seed}")
             assert json.loads(Path(f"kept/run-{seed}.json").read_text()).items() > before.items()
-    (row,) = results_table.found().splitlines()[2:]
+    cartoons, digits, photographs = results_table.found().split("\n\n")
+    assert len(digits.splitlines()) == len(photographs.splitlines()) == 2  # no rows
+    (row,) = cartoons.splitlines()[2:]
     cells = [
-        "`python dlsgan.py`",
+        "preset",
         "8",
         "2",
         "0.15 (0.10 to 0.20)",
@@ -53,11 +55,21 @@ def test_judged_runs_are_shown_as_mean_and_range_over_seeds(monkeypatch):
         "+9.0",
         "+5.0",
         "1.20",
-        "2 factors",
+        "2 of 8",
     ]
     assert row == f"| {' | '.join(cells)} |"
     smiles = [{"recognised": {"from reconstructions": {"Smiling": score}}} for score in (0.7, 0.72)]
-    assert results_table.shown_content(smiles) == "smile at 71 (70 to 72)%"
+    assert results_table.shown_content(smiles) == "71 (70 to 72)%"
+
+
+def test_rows_are_named_by_what_they_add_to_a_line():
+    line = "python dlsgan.py --preset celeba64"
+    assert results_table.row_name(line, line) == "preset"
+    added = f"{line} --images 300000 --no-latent-scale, resumed"
+    assert results_table.row_name(added, line) == "`--images 300000`, without the scale, resumed"
+    later = f"{line} --init-from runs/celeba64 --images 300000 --r1-gamma 1"
+    assert results_table.row_name(later, line, 2) == "second stretch"
+    assert results_table.row_name(later, line, 3) == "third stretch"
 
 
 def test_a_run_that_started_from_another_counts_its_images_in(monkeypatch):
@@ -70,6 +82,7 @@ def test_a_run_that_started_from_another_counts_its_images_in(monkeypatch):
     both = json.loads(results_table.add("second", "...", after="first").read_text())
     assert (alone["measures"]["images"], both["measures"]["images"]) == (16, 56)
     assert both["measures"] == alone["measures"] | {"images": 56}
+    assert both["stretches"] == 2 and results_table.counted_on(alone, both)["stretches"] == 3
     assert both["machine"] == alone["machine"]
     elsewhere = results_table.counted_on(alone, first | {"machine": "a slower one"})
     assert elsewhere["machine"] == f"a slower one, then {alone['machine']}"
