@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dlsgan
-from conftest import ROOT, TINY, small_cartoon, tiny, write_mnist
+from conftest import ROOT, TINY, page_text, small_cartoon, tiny, write_mnist
 from toy_experiments import cartoon_factors, exercises, linear_gaussian, mnist, settings
 from toy_experiments.shared import judges
 
@@ -56,6 +56,14 @@ def test_linear_gaussian_claims():
         fixed["effective_dimensions"] > 4 and fixed["l_enc"] > 0.5
     )  # the fixed point of a fixed, correlated A
     assert moved["effective_dimensions"] < 2.1 and moved["l_enc"] < 0.05  # and what is left when A moves
+
+
+def test_what_the_page_says_of_the_linear_case():
+    kept = json.loads((linear_gaussian.RESULTS / "linear_gaussian.json").read_text())
+    assert max(kept["learned_error_ema"], kept["learned_error_sma"]) < 0.02
+    losses = [kept["correlated"][name]["l_enc"] for name in ("fixed A", "A moves, too")]
+    said = f"L_enc stays at {losses[0]:.2f} for a fixed A, and falls to {losses[1]:.3f} when A learns, too"
+    assert said in page_text("toy_experiments/README.md")
 
 
 def test_water_filling_against_its_conditions():
