@@ -56,16 +56,7 @@ from toy_experiments.shared.factors import face_shares_line
 from toy_experiments.shared.training import in_batches
 
 CHECKPOINTS = Path("runs/cartoon_factors")  # of the reader's folder; not kept in the repository
-RUNS = ("2-0", "4-0", "4-1", "4-2", "6-0", "8-0", "4-0-10")  # K-seed, and lambda in the last
-IMAGES = 40_000  # a run
-SETTINGS = {
-    "resolution": 16,
-    "channel_base": 512,
-    "channel_max": 32,
-    "latent_dim": 16,
-    "encoder_weight": 2.0,
-    "r1_gamma": 1.0,
-}
+RUNS = ("2-0", "4-0", "4-1", "4-2", "6-0", "8-0")  # K-seed
 
 
 def draw_faces(n: int, k: int, rng: torch.Generator, resolution: int) -> tuple[Tensor, Tensor]:
@@ -171,14 +162,11 @@ def measure(model: dlsgan.DLSGAN, k: int, config: dlsgan.Config, n: int = 6000) 
     return result
 
 
-def run(name: str, images: int) -> dict:
-    """Trains one run, unless its networks are there already, and measures it. `dlsgan.load` reads the
-    networks."""
-    k, seed, *weight = map(int, name.split("-"))
-    settings = SETTINGS | {"seed": seed, "images": images, "device": "cpu", "threads": 1}
-    if weight:
-        settings["encoder_weight"] = float(weight[0])
-    config = dlsgan.Config(**settings)
+def run(name: str, **settings) -> dict:
+    """Trains one run, unless its networks are there already, and measures it. `dlsgan.load_model` reads the
+    networks. settings: of dlsgan.Config, where they differ from the preset."""
+    k, seed = map(int, name.split("-"))
+    config = dlsgan.Config(**settings, seed=seed, device="cpu", threads=1)
     path = CHECKPOINTS / name / "checkpoint.pt"
     if not path.exists() or dlsgan.read_checkpoint(path)[0] != config:
         start = time.process_time()
@@ -191,8 +179,7 @@ def run(name: str, images: int) -> dict:
         "command": f"python -m toy_experiments.cartoon_factors {name}",
         "factors": k,
         "seed": seed,
-        "lambda": config.encoder_weight,
-        "images": images,
+        "images": config.images,
         "machine": cli.processor(),
         "processor_minutes": round(state["minutes"], 1),
     }
@@ -200,8 +187,7 @@ def run(name: str, images: int) -> dict:
 
 
 def title(r: dict) -> str:
-    weight = "" if r["lambda"] == SETTINGS["encoder_weight"] else f", lambda {r['lambda']:g}"
-    return f"K = {r['factors']}, seed {r['seed']}{weight}"
+    return f"K = {r['factors']}, seed {r['seed']}"
 
 
 def line(r: dict) -> str:
@@ -213,16 +199,21 @@ def line(r: dict) -> str:
     )
 
 
-def main(names: tuple[str, ...] = RUNS, images: int = IMAGES) -> dict:
+def main(names: tuple[str, ...] = RUNS, images: int = 0, **settings) -> dict:
+    """images: budget of a run, 0 for the preset's. settings: of dlsgan.Config, where they differ from the
+    preset."""
     torch.set_num_threads(1)
     dlsgan.keep_memory()
-    print(face_shares_line(SETTINGS["resolution"]), flush=True)
+    if images:
+        settings["images"] = images
+    preset = dlsgan.Config(**settings)
+    print(face_shares_line(preset.resolution), flush=True)
     kept = RESULTS / "cartoon_factors.json"
     results = cli.read_runs(kept)
     for name in names:
         dlsgan.require(name in RUNS, f"unknown run {name!r}: choose {', '.join(RUNS)}")
-        if results.get(name, {}).get("images") != images:
-            results[name] = run(name, images)
+        if results.get(name, {}).get("images") != preset.images:
+            results[name] = run(name, **settings)
             cli.write_runs(kept, results, RUNS)
         print(line(results[name]), flush=True)
     draw(results, RESULTS / "cartoon_factors.png")
@@ -253,7 +244,8 @@ def draw(results: dict, path: Path) -> None:
     for name, r in results.items():
         style = {"color": f"C{RUNS.index(name)}", "label": title(r)}
         axes["a"].plot(r["factors"], r["live"], "o", **style)
-        axes["b"].plot(range(1, 1 + len(r["v"])), r["v"], **style)
+        largest = r["v"][:16]
+        axes["b"].plot(range(1, 1 + len(largest)), largest, **style)
         axes["c"].plot(r["v"], r["z_times_z_hat"], ".", **style)
     axes["a"].plot((0, 9), (0, 9), color="0.6", linewidth=0.8)
     axes["a"].set(xlabel="K, factors that vary", ylabel="live dimensions, v > 1/2", xticks=(2, 4, 6, 8))
@@ -262,11 +254,11 @@ def draw(results: dict, path: Path) -> None:
     axes["b"].legend(frameon=False, fontsize=8)
     axes["c"].plot((0, 1), (0, 1), color="0.6", linewidth=0.8)
     axes["c"].set(xlabel="v = E[z_hat^2]", ylabel="E[z z_hat]", title="calibration")
-    largest = max(results, key=lambda name: results[name]["factors"])
-    draw_factors(axes["d"], results[largest])
+    richest = max(results, key=lambda name: results[name]["factors"])
+    draw_factors(axes["d"], results[richest])
     axes["e"].axis("off")
     axes["f"].axis("off")
-    shown = dict.fromkeys(name for name in ("4-0", largest) if name in results)
+    shown = dict.fromkeys(name for name in ("4-0", richest) if name in results)
     for axis, name in zip((axes["e"], axes["f"]), shown, strict=False):
         order = results[name]["order"][: results[name]["live"]]
         if order and (CHECKPOINTS / name).exists():
@@ -281,6 +273,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "names", nargs="*", default=RUNS, metavar="K-SEED", help=f"runs (default: {' '.join(RUNS)})"
     )
-    parser.add_argument("--images", type=int, default=IMAGES, help=f"images a run (default: {IMAGES})")
+    parser.add_argument("--images", type=int, default=0, help="images a run (default: the preset's)")
     with cli.one_line("cartoon_factors"):
         main(**vars(parser.parse_args()))

@@ -121,18 +121,15 @@ def test_cartoon_runs_are_kept_and_not_repeated(monkeypatch, capsys):
     monkeypatch.setattr(cartoon_factors, "RESULTS", Path("kept"))
     monkeypatch.setattr(cartoon_factors, "measure", lambda *arguments: original(*arguments, n=150))
     small = {key: TINY[key] for key in ("resolution", "channel_base", "channel_max", "latent_dim")}
-    monkeypatch.setattr(cartoon_factors, "SETTINGS", cartoon_factors.SETTINGS | small)
-    first = cartoon_factors.main(("2-0",), images=16)
+    first = cartoon_factors.main(("2-0",), images=16, **small)
     assert first["2-0"]["images"] == 16 and len(first["2-0"]["v"]) == TINY["latent_dim"]
     assert np.shape(first["2-0"]["r2_of_one_latent"]) == (TINY["latent_dim"], 2)
     model = dlsgan.load_model("runs/cartoon_factors/2-0")
     l_enc = original(model, 2, dlsgan.read_checkpoint("runs/cartoon_factors/2-0")[0], n=150)["l_enc"]
     assert first["2-0"]["l_enc"] == pytest.approx(l_enc)
     monkeypatch.setattr(cartoon_factors, "train", None)  # would fail if called
-    assert cartoon_factors.main(("2-0",), images=16) == first
-    assert cartoon_factors.line(first["2-0"] | {"lambda": 10.0}).startswith(
-        "K = 2, seed 0, lambda 10: 0 live"
-    )
+    assert cartoon_factors.main(("2-0",), images=16, **small) == first
+    assert cartoon_factors.line(first["2-0"]).startswith("K = 2, seed 0: 0 live")
     assert (Path("kept") / "cartoon_factors.png").stat().st_size > 10_000
     with pytest.raises(dlsgan.UserError, match="unknown run '3-0'"):
         cartoon_factors.main(("3-0",), images=16)

@@ -123,7 +123,7 @@ def counted_on(result: dict, earlier: dict) -> dict:
     for key, values in result["curves"].items():
         more = [value + before for value in values] if key == "images" else values
         curves[key] = earlier["curves"][key] + more
-    machines = dict.fromkeys((earlier["machine"], result["machine"]))
+    machines = dict.fromkeys((*earlier["machine"].split(", then "), result["machine"]))
     return result | {
         "machine": ", then ".join(machines),
         "minutes": round(earlier["minutes"] + result["minutes"], 2),

@@ -86,6 +86,7 @@ def test_a_run_that_started_from_another_counts_its_images_in(monkeypatch):
     assert both["machine"] == alone["machine"]
     elsewhere = results_table.counted_on(alone, first | {"machine": "a slower one"})
     assert elsewhere["machine"] == f"a slower one, then {alone['machine']}"
+    assert results_table.counted_on(alone, elsewhere)["machine"] == elsewhere["machine"]
     assert both["minutes"] == pytest.approx(first["minutes"] + alone["minutes"])
     assert both["curves"]["images"][: len(first["curves"]["images"])] == first["curves"]["images"]
     assert both["curves"]["images"][-1] == 56
