@@ -172,14 +172,7 @@ def test_pruning_and_calibration_of_a_model_that_loses_nothing_or_half(gain, liv
 
 
 AIMS = {2: 1, 4: 1, 6: 3, 8: 3}  # K: by how much the number of live dimensions may differ
-MISSED = {  # run: factors with R^2 below 0.9, as the text has it
-    "2-0": [],
-    "4-0": [],
-    "4-1": ["y"],
-    "4-2": ["x", "y", "tilt"],
-    "6-0": ["y", "smile"],
-    "8-0": ["size", "tilt", "smile", "eye opening"],
-}
+MISSED = {"6-0": ["smile"], "8-0": ["smile"]}  # run: factors with R^2 below 0.9, as the text has it
 
 
 def test_the_kept_cartoon_results_say_what_the_text_says():
@@ -187,19 +180,17 @@ def test_the_kept_cartoon_results_say_what_the_text_says():
     for run, kept in kept_runs.items():
         assert cartoon_factors.line(kept) in cartoon_factors.__doc__
         assert kept["command"] == f"python -m toy_experiments.cartoon_factors {run}"
-        assert kept["images"] == cartoon_factors.IMAGES and kept["machine"]
-        assert kept["live"] == sum(v > 0.5 for v in kept["v"])
+        assert kept["images"] == dlsgan.Config().images and kept["machine"]
+        assert kept["live"] == sum(v > 0.5 for v in kept["v"]) and kept["v"][kept["live"]] < 0.03
         predicted = 1 - sum(v * v for v in kept["v"]) / sum(kept["v"])
-        assert (
-            kept["l_enc_predicted_from_v"] == pytest.approx(predicted, abs=1e-3) and kept["l_enc"] < predicted
-        )
-        if kept["lambda"] == cartoon_factors.SETTINGS["encoder_weight"]:
-            k = kept["factors"]
-            met = abs(kept["live"] - k) <= AIMS[k]
-            assert met == (k != 2)
-            r2 = dict(zip(dlsgan.CARTOON_FACTORS, kept["r2_live_boosted_trees"], strict=False))
-            assert [name for name in r2 if r2[name] < 0.9] == MISSED[run] and kept["spread"] >= 0.8
-            assert kept["psnr_pruned"] > 30  # dead dimensions can be left out
+        assert kept["l_enc_predicted_from_v"] == pytest.approx(predicted, abs=1e-3)
+        assert abs(kept["live"] - kept["factors"]) <= AIMS[kept["factors"]]
+        r2 = dict(zip(dlsgan.CARTOON_FACTORS, kept["r2_live_boosted_trees"], strict=False))
+        assert [name for name in r2 if r2[name] < 0.9] == MISSED.get(run, [])
+        assert 0.97 <= kept["spread"] <= 1.035 and kept["psnr_pruned"] > 30  # dead dimensions can be left out
+    assert [kept["live"] for kept in kept_runs.values()] == [3, 4, 5, 4, 6, 10]
+    below = [kept["l_enc"] < kept["l_enc_predicted_from_v"] for kept in kept_runs.values()]
+    assert sum(below) > len(below) / 2
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def test_what_the_readme_says_of_the_cartoon_runs():
     scaled_long, plain_long = judged("cartoon"), judged("cartoon-no-scale")
     smile = dlsgan.CARTOON_FACTORS.index("smile")
     assert "Without it L_enc stays high, with faces and with digits" in text
-    assert min(m["l_enc"] for m in [*plain, plain_long, judged("mnist-seed-0-no-scale")]) > 0.6
+    assert min(m["l_enc"] for m in [*plain, plain_long, judged("mnist-seed-0-no-scale")]) > 0.55
     found = [m["active"] for m in seeds]
     assert f"{min(found)} to {max(found)} dimensions stay live, and v of all others is near 0" in text
     assert all(sorted(m["v"])[-1 - m["active"]] < 0.1 for m in seeds)
@@ -60,6 +60,9 @@ def test_what_the_readme_says_of_the_cartoon_runs():
     at_most = max(m["r2_reconstructions"][smile] for m in seeds)
     r2 = scaled_long["r2_reconstructions"][smile]
     assert f"(R² {r2:.2f}, after 60,000 images at most {at_most:.2f})" in text
+    first = judged("cartoon-long-seed-0")
+    assert first["active"] == 8 and f"the smile (R² {first['r2_reconstructions'][smile]:.2f})" in text
+    assert f"That is seed 1, with {scaled_long['active']} live dimensions" in text
     assert settings.known_factors(plain_long["r2_reconstructions"]) == 3 and "and three without it" in text
     better = scaled_long["psnr_gain_test"] - plain_long["psnr_gain_test"]
     assert f"and {better:.1f} dB after 300,000 images" in text
@@ -67,10 +70,13 @@ def test_what_the_readme_says_of_the_cartoon_runs():
     assert f"after 60,000 images ({ratios[0]:.2f} against {ratios[1]:.2f}, and so in each" in text
     assert all(a["swd_ratio"] > b["swd_ratio"] for a, b in zip(seeds, plain, strict=True))
     after_long = f"({scaled_long['swd_ratio']:.2f} against {plain_long['swd_ratio']:.2f}, one seed)"
-    assert f"and a little nearer after 300,000 {after_long}" in text
+    assert f"and after 300,000 {after_long}" in text
+    assert scaled_long["swd_ratio"] > plain_long["swd_ratio"]
     errors = f"({scaled_long['mse_z']:.2f} against {plain_long['mse_z']:.2f} after 300,000 cartoon faces)"
     assert f"the plain error over all 64 is not lower with the scale {errors}" in text
-    assert "nine of 64 latent dimensions" in text and scaled_long["active"] == 9
+    assert f"With it, {scaled_long['active']} of 64 latent dimensions carry nearly everything" in text
+    minutes = results_table.load("cartoon")["minutes"]
+    assert f"--lr-final 0.1 --seed 1`, {minutes:.0f} minutes on one core with AVX-512" in text
 
 
 def test_what_the_readme_says_of_digits_and_speeds():
@@ -205,7 +211,9 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     a, b, large = (result["exported"] for result in kept)
     first = results_table.load("celeba64-200000")
     assert first["settings"].items() >= dlsgan.PRESETS["celeba64"].items()
-    assert a["images"] == b["images"] == first["measures"]["images"] + kept[0]["settings"]["images"]
+    second = results_table.load("celeba64-500000")
+    assert second["measures"]["images"] == first["measures"]["images"] + second["settings"]["images"]
+    assert a["images"] == b["images"] == second["measures"]["images"] + kept[0]["settings"]["images"]
     assert large["images"] >= 150_000
     ahead = []  # of the model without the scale, on generated and on test images
     for measure in ("psnr_generated", "psnr_test"):
@@ -214,7 +222,7 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     images = kept[0]["curves"]["images"]
     assert min(ahead[0]) > 0 and f"ahead from the start, at the end by {ahead[0][-1]:.1f} dB" in toys
     assert all((x > 0) == (n > 200_000) for n, x in zip(images, ahead[1], strict=True) if n >= 32_000)
-    assert "from 32,000 images on, and behind throughout the second" in toys
+    assert "from 32,000 images on, and behind throughout the others" in toys
     settings = [result["settings"] for result in kept]
     assert {key for key in settings[0] if settings[0][key] != settings[1][key]} == {"latent_scale"}
     difference = f"{a['psnr_gain_generated'] - b['psnr_gain_generated']:.1f} dB"

@@ -174,7 +174,9 @@ def train_lia(
 def train_eigengan(config: dlsgan.Config, images: np.ndarray, folder: Path) -> tuple[dlsgan.DLSGAN, float]:
     first = {}
     second = {}
-    stage_1 = dataclasses.replace(config, images=lia.gan_budget(config))
+    stage_1 = dataclasses.replace(
+        config, images=lia.gan_budget(config), lr=config.lr / 2
+    )  # else it collapses
     generator = eigengan.train(stage_1, images, path=folder / "gan-eigengan.pt", record=first)
     torch.manual_seed(config.seed + 1)
     latent_dim = generator.latent_dim
