@@ -128,7 +128,7 @@ def describe(panel: Panel) -> str:
         shown = f"Each of the {count} with the largest v"
     text += f"{shown} changes the picture by {levels(strong)} grey levels of 255 from end to end. "
     last = "The dead one at the bottom" if is_dead(panel) else "The one with the smallest v"
-    if weak < 1:
+    if weak < 2:
         return f"{text}{last} changes it by {weak:.1f}, which you will not see."
     text += f"{last} still changes it by {levels([weak])}."
     if not panel.scaled:
