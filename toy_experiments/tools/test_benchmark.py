@@ -142,9 +142,9 @@ def weight(c_out, c_in, size):
     "kind, call",
     [
         ("filters", lambda x, square: dlsgan.LowPass(1)(x)),
-        ("convolutions", lambda x, square: F.conv2d(x, weight(32, 32, 3))),
+        ("convolutions", lambda x, square: F.conv2d(x, weight(64, 32, 3))),
         ("convolutions", lambda x, square: F.conv_transpose2d(x, weight(32, 32, 3), stride=2)),
-        ("convolutions", lambda x, square: F.conv2d(x, weight(32, 32, 1))),
+        ("convolutions", lambda x, square: F.conv2d(x, weight(256, 32, 1))),
         ("matrix products", lambda x, square: square @ square),
         ("everything else", lambda x, square: square.exp()),
     ],
