@@ -3107,6 +3107,10 @@ def test_r12_methods_on_their_own_images():
         gains = {method: row["psnr_gain_generated"] for method, row in rows.items()}
         others = {"no-scale", "lia", "lia-mlp", "encoder-after"} & gains.keys()
         assert all(gains["dlsgan"] > gains[method] for method in others) and "lia" in others
+    digits, _ = compared()
+    ahead = sorted(digits, key=lambda method: -digits[method]["psnr_gain_generated"])[:5]
+    assert ahead == ["20-steps", "optimisation", "eigengan", "real-encoder", "dlsgan"]
+    assert digits["eigengan"]["swd"] == max(row["swd"] for row in digits.values())  # "from poorer samples"
 
 
 def test_r08_factors_in_the_live_latents():

@@ -174,8 +174,7 @@ def train_lia(
 def train_eigengan(config: dlsgan.Config, images: np.ndarray, folder: Path) -> tuple[dlsgan.DLSGAN, float]:
     first = {}
     second = {}
-    half = config.lr / 2  # at the full rate it collapses on digits
-    stage_1 = dataclasses.replace(config, images=lia.gan_budget(config), lr=half)
+    stage_1 = dataclasses.replace(config, images=lia.gan_budget(config))
     generator = eigengan.train(stage_1, images, path=folder / "gan-eigengan.pt", record=first)
     torch.manual_seed(config.seed + 1)
     latent_dim = generator.latent_dim

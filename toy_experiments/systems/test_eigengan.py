@@ -172,6 +172,23 @@ def test_eigengan_stays_orthonormal_and_goes_on_where_it_stopped(subspaces):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+def test_eigengan_has_half_the_learning_rate(monkeypatch):
+    """Adam's first step moves a weight by its learning rate, whatever the gradient."""
+    config = tiny(latent_dim=16, channel_base=246, channel_max=15, batch_size=4, images=4, lr=0.01)
+    moved = []
+    step = eigengan.train_step
+
+    def watched(generator, discriminator, *arguments):
+        before = discriminator.logit_head.weight.detach().clone()
+        losses = step(generator, discriminator, *arguments)
+        moved.append((discriminator.logit_head.weight - before).abs().max().item())
+        return losses
+
+    monkeypatch.setattr(eigengan, "train_step", watched)
+    eigengan.train(config, small_cartoon(config)[0])
+    assert moved == [pytest.approx(0.005, rel=1e-3)]
+
+
 def test_eigengan_needs_room_for_noise():
     with pytest.raises(dlsgan.UserError, match="leaves no noise"):
         eigengan.EigenGenerator(32, 3, 18, 164, 10)

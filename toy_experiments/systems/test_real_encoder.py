@@ -246,7 +246,9 @@ def test_the_page_concludes_what_was_measured():
     best = max(row["psnr_gain_test"] for row in rows if row["method"].startswith("lia"))
     assert abs(best - digits["fine-tuned"]["psnr_gain_test"]) < 0.1
     worse = [kept["fine-tuned"]["l_enc"] - kept["paper's"]["l_enc"] for kept in (digits, faces)]
-    assert worse[0] < 0 and f"it falls on digits, and rises by {worse[1]:.3f} on faces" in text
+    assert (
+        worse[0] < 0 < worse[1] < 0.05 and f"it falls on digits, and rises by {worse[1]:.3f} on faces" in text
+    )
 
     def after(kept, steps):
         point = next(point for point in kept["fine-tuned"]["one"] if point["steps"] == steps)

@@ -100,12 +100,12 @@ def distances(runs: list[Run], test: Tensor | None) -> Figure:
         drawn = axis.bar(x, [values[name] for name in names], 0.25, color=colour, label=label)
         axis.bar_label(drawn, fmt="%.1f", fontsize=8)
     axis.set_xticks(range(len(names)), [distance_label(name) for name in names])
-    axis.set(ylabel="distance from test images", ymargin=0.1)
+    axis.set(ylabel="distance from test images", ymargin=0.25)
     n = f"{last['distance_images']:,}"
     title = f"Figure 1: distance of {n} samples from {n} test images, at the end of training"
     explanation = "(SWD: sliced Wasserstein distance times 1000, per level of the Laplacian pyramid)"
     axis.set_title(f"{title}\n{explanation}", fontsize=10)
-    axis.legend(frameon=False, fontsize=9)
+    axis.legend(frameon=False, fontsize=9, ncols=3, loc="upper left")
     return figure
 
 
@@ -127,11 +127,11 @@ def curves(runs: list[Run], test: Tensor | None, panels: dict[str, tuple[str, st
                 else:
                     label = "mean image" if run is runs[-1] else None
                     axis.plot(thousands, mean_image, ":", color="0.5", label=label)
-        axis.set(xlabel="thousand real images seen", ylabel=unit, ymargin=0.25)
+        axis.set(xlabel="thousand real images seen", ylabel=unit, ymargin=0.1)
         if key == "l_enc":
             axis.set_ylim(0, 1.1)
         axis.set_title(title, fontsize=10)
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         axis.grid(alpha=0.3)
     return figure
 
