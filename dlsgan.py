@@ -1273,6 +1273,7 @@ class Config:
     encoder_weight: float = option(1.5, "lambda, the weight of L_enc in both losses", 0)
     encoder_weight_final: float = option(1.0, "factor to which lambda falls by the end of the budget")
     r1_gamma: float = option(2.0, "gamma: gamma / 2 weighs R1 (or the penalty of wgan-gp)", 0)
+    r1_gamma_final: float = option(1.0, "factor to which gamma falls by the end of the budget")
     latent_scale: bool = option(True, "scale the latent vector; without it, s = 1: the paper's comparison")
     scale_rule: str = option("ema", "moving average behind v", choices=["ema", "sma"])
     scale_window: int = option(400, "its memory in steps", most=2**20)
@@ -1296,6 +1297,10 @@ class Config:
     def encoder_weight_at(self, progress: float) -> float:
         """lambda, which falls exponentially from progress 0 to 1."""
         return self.encoder_weight * self.encoder_weight_final**progress
+
+    def r1_gamma_at(self, progress: float) -> float:
+        """gamma, which falls exponentially from progress 0 to 1."""
+        return self.r1_gamma * self.r1_gamma_final**progress
 
 
 def check_setting(field: dataclasses.Field, value: object) -> None:
@@ -1691,10 +1696,10 @@ def start_from(state: TrainingState, checkpoint: str | Path) -> None:
         state.ema_model.load_state_dict(saved["ema"])
 
 
-def penalty_weight(config: Config, step: int) -> float:
+def penalty_weight(config: Config, step: int, progress: float) -> float:
     """Lazy regularisation: R1 every 16th step, 16 times as strong. WGAN-GP has its penalty at every step."""
     interval = 1 if config.loss == "wgan-gp" else 16
-    return 0.0 if step % interval else config.r1_gamma / 2 * interval
+    return 0.0 if step % interval else config.r1_gamma_at(progress) / 2 * interval
 
 
 def require_finite(line: dict, folder: RunFolder | None) -> None:
@@ -1762,10 +1767,10 @@ def training_loop(
             progress = state.step / steps
             decay_learning_rate(state.optimizers, config.lr, config.lr_final, progress)
             real = to_float(next(stream), device)
-            loss = (config.loss, config.encoder_weight_at(progress), penalty_weight(config, state.step))
+            weights = config.encoder_weight_at(progress), penalty_weight(config, state.step, progress)
             bf16 = device.type == "cuda"
             state.in_step = True
-            scalars = train_step(state.model, state.optimizers, real, state.rng, *loss, bf16)
+            scalars = train_step(state.model, state.optimizers, real, state.rng, config.loss, *weights, bf16)
             average_weights(state.ema_model, state.model, state.step)
             state.add(scalars)
             evaluated = state.step % evaluate_every == 0 or state.step == steps

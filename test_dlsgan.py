@@ -1127,19 +1127,21 @@ def test_presets():
         dlsgan.Config(**dlsgan.PRESETS[preset])
 
 
-def test_lambda_and_learning_rate_fall_exponentially_to_their_share(monkeypatch):
+def test_lambda_gamma_and_learning_rate_fall_exponentially_to_their_share(monkeypatch):
     original, seen = dlsgan.train_step, []
 
-    def watched(model, optimizers, real, rng, loss, encoder_weight, *more):
-        seen.append((encoder_weight, optimizers[1].param_groups[0]["lr"]))
-        return original(model, optimizers, real, rng, loss, encoder_weight, *more)
+    def watched(model, optimizers, real, rng, loss, encoder_weight, penalty_weight, *more):
+        seen.append((encoder_weight, penalty_weight, optimizers[1].param_groups[0]["lr"]))
+        return original(model, optimizers, real, rng, loss, encoder_weight, penalty_weight, *more)
 
     monkeypatch.setattr(dlsgan, "train_step", watched)
-    config = tiny(encoder_weight=10.0, encoder_weight_final=0.1, lr=1e-3, lr_final=0.25)
-    list(dlsgan.train(config))
-    progress = np.arange(len(seen)) / len(seen)
-    assert len(seen) == 10
-    np.testing.assert_allclose(seen, np.stack([10 * 0.1**progress, 1e-3 * 0.25**progress], 1))
+    falls = {"encoder_weight_final": 0.1, "r1_gamma_final": 0.2, "lr_final": 0.25}
+    list(dlsgan.train(tiny(encoder_weight=10.0, r1_gamma=4.0, lr=1e-3, images=160, **falls)))
+    steps = np.arange(40)
+    progress = steps / 40
+    penalties = np.where(steps % 16 == 0, 16 * 4.0 / 2 * 0.2**progress, 0)
+    expected = np.stack([10 * 0.1**progress, penalties, 1e-3 * 0.25**progress], 1)
+    np.testing.assert_allclose(seen, expected)
 
 
 def test_help_shows_every_flag_and_its_default(capsys):

@@ -124,16 +124,14 @@ def train_gan(
     stateful = {"model": model, "average": result}
     stateful |= {"optimizer_g": optimizers[0], "optimizer_d": optimizers[1], "rng": rng}
     steps = math.ceil(c.images / c.batch_size)
-    penalty_every = 1 if c.loss == "wgan-gp" else 16
     stream = None
     for step in resumable(steps, c, stateful, {} if record is None else record, path):
         if stream is None:  # only now it is known which step is the first
             stream = dlsgan.batches(train_images, c.batch_size, c.seed, step, c.flip)
         dlsgan.decay_learning_rate(optimizers, c.lr, c.lr_final, step / steps)
-        encoder_weight = c.encoder_weight_at(step / steps)
-        penalty_weight = 0.0 if step % penalty_every else c.r1_gamma / 2 * penalty_every
+        weights = c.encoder_weight_at(step / steps), dlsgan.penalty_weight(c, step, step / steps)
         real = dlsgan.to_float(next(stream), device)
-        losses = dlsgan.train_step(model, optimizers, real, rng, c.loss, encoder_weight, penalty_weight, bf16)
+        losses = dlsgan.train_step(model, optimizers, real, rng, c.loss, *weights, bf16)
         dlsgan.average_weights(result, model, step)
         if step % 100 == 0:
             finite = math.isfinite(losses["loss_d"].item() + losses["loss_g"].item())
