@@ -157,6 +157,38 @@ def test_what_the_pages_say_of_time_and_of_the_trials_on_faces():
     assert abs(narrow["psnr_gain_test"] - wide["psnr_gain_test"]) < 0.15 and "back equally well" in toys
 
 
+def test_what_the_page_says_of_the_trials_with_a_larger_d():
+    toys = page_text("toy_experiments/README.md")
+    names = (
+        "d-256",
+        "d-256-no-scale",
+        "d-256-second-stretch",
+        "d-256-second-stretch-no-scale",
+        "d-512",
+        "d-512-no-scale",
+    )
+    kept = [json.loads((results_table.TRIALS / f"{name}.json").read_text()) for name in names]
+    a, b, a_later, b_later, large, large_plain = (result["measures"] for result in kept)
+    gains = [
+        [f"{x[f'psnr_gain_{kind}']:+.1f}" for x in (a, b, a_later, b_later)] for kind in ("generated", "test")
+    ]
+    for sentence in (
+        f"{a['active']} dimensions are live after {a['images']:,} images",
+        "come back {} dB with the scale and {} dB without it".format(*gains[0]),
+        "test faces {} and {} dB. A second stretch".format(*gains[1]),
+        f"ends with L_enc {a_later['l_enc']:.2f} and {b_later['l_enc']:.2f}",
+        "{2} and {3} dB on generated faces".format(*gains[0]),
+        "and {2} and {3} dB on test faces".format(*gains[1]),
+        f"{large['active']} are live after {large['images']:,} images",
+        f"learns nothing (L_enc {large_plain['l_enc']:.2f})",
+    ):
+        assert sentence in toys, sentence
+    pair = [results_table.load(name)["measures"] for name in PAIR]
+    for kind in ("generated", "test"):  # "the scale is worth more there than with d = 128"
+        worth = [x[f"psnr_gain_{kind}"] - y[f"psnr_gain_{kind}"] for x, y in ((a_later, b_later), pair)]
+        assert worth[0] > worth[1] + 0.2
+
+
 def test_what_the_pages_say_of_settings_at_equal_time():
     kept = settings.sorted_runs(json.loads((RESULTS / "settings.json").read_text()))
     toys, text = page_text("toy_experiments/README.md"), page_text("README.md")
