@@ -1298,10 +1298,6 @@ class Config:
         """lambda, which falls exponentially from progress 0 to 1."""
         return self.encoder_weight * self.encoder_weight_final**progress
 
-    def r1_gamma_at(self, progress: float) -> float:
-        """gamma, which falls exponentially from progress 0 to 1."""
-        return self.r1_gamma * self.r1_gamma_final**progress
-
 
 def check_setting(field: dataclasses.Field, value: object) -> None:
     """UserError unless the value has the field's type and range, and is one of its choices if it has any."""
@@ -1697,9 +1693,11 @@ def start_from(state: TrainingState, checkpoint: str | Path) -> None:
 
 
 def penalty_weight(config: Config, step: int, progress: float) -> float:
-    """Lazy regularisation: R1 every 16th step, 16 times as strong. WGAN-GP has its penalty at every step."""
+    """Lazy regularisation: R1 every 16th step, 16 times as strong. WGAN-GP has its penalty at every step.
+    gamma falls exponentially from progress 0 to 1."""
     interval = 1 if config.loss == "wgan-gp" else 16
-    return 0.0 if step % interval else config.r1_gamma_at(progress) / 2 * interval
+    gamma = config.r1_gamma * config.r1_gamma_final**progress
+    return 0.0 if step % interval else gamma / 2 * interval
 
 
 def require_finite(line: dict, folder: RunFolder | None) -> None:

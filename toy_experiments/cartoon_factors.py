@@ -78,8 +78,8 @@ def train(k: int, c: dlsgan.Config) -> dlsgan.DLSGAN:
     for step in range(steps):
         dlsgan.decay_learning_rate(optimizers, c.lr, c.lr_final, step / steps)
         real, _ = draw_faces(c.batch_size, k, rng, c.resolution)
-        penalty_weight = 0.0 if step % 16 else 16 * c.r1_gamma / 2
-        dlsgan.train_step(model, optimizers, real, rng, c.loss, c.encoder_weight, penalty_weight)
+        weights = c.encoder_weight_at(step / steps), dlsgan.penalty_weight(c, step, step / steps)
+        dlsgan.train_step(model, optimizers, real, rng, c.loss, *weights)
         dlsgan.average_weights(average, model, step)
     return average
 

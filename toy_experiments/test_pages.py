@@ -180,9 +180,13 @@ def test_what_the_page_says_of_the_trials_with_a_larger_d():
         "{2} and {3} dB on generated faces".format(*gains[0]),
         "and {2} and {3} dB on test faces".format(*gains[1]),
         f"{large['active']} are live after {large['images']:,} images",
-        f"learns nothing (L_enc {large_plain['l_enc']:.2f})",
+        f"L_enc is still {large_plain['l_enc']:.2f} after {large_plain['images']:,} images",
     ):
         assert sentence in toys, sentence
+    tried, shipped = kept[2]["judged"], judged("celeba64")
+    assert f"({tried['swd_ratio']:.2f} against {shipped['swd_ratio']:.2f} times as far" in toys
+    smiles = [f"{m['recognised']['from z_hat']['Smiling']:.0%}" for m in (tried, shipped)]
+    assert f"z_hat tells less ({smiles[0]} against {smiles[1]} read right)" in toys
     pair = [results_table.load(name)["measures"] for name in PAIR]
     for kind in ("generated", "test"):  # "the scale is worth more there than with d = 128"
         worth = [x[f"psnr_gain_{kind}"] - y[f"psnr_gain_{kind}"] for x, y in ((a_later, b_later), pair)]

@@ -26,7 +26,7 @@ def seconds_per_image(config: dlsgan.Config, steps: int = 96) -> float:
     for step in range(-8, steps):  # the first steps are slower and are not counted
         if step == 0:
             start = time.process_time()
-        penalty_weight = 0.0 if step % 16 else 8 * c.r1_gamma
+        penalty_weight = dlsgan.penalty_weight(c, step, 0.0)
         dlsgan.train_step(model, optimizers, real, rng, c.loss, c.encoder_weight, penalty_weight)
         dlsgan.average_weights(average, model, step + 8)
     return (time.process_time() - start) / (steps * c.batch_size)

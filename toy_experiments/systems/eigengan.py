@@ -221,7 +221,7 @@ def train(
         dlsgan.decay_learning_rate(optimizers, lr, c.lr_final, step / steps)
         real = dlsgan.to_float(next(stream), device)
         z = torch.randn(c.batch_size, c.latent_dim, generator=rng).to(device)
-        penalty = 0.0 if step % 16 else 8 * c.r1_gamma_at(step / steps)  # gamma / 2, 16 times as strong
+        penalty = dlsgan.penalty_weight(c, step, step / steps)
         losses = train_step(generator, model.discriminator, optimizers, real, z, penalty)
         dlsgan.average_weights(result, generator, step)
         if step % log_every == 0 or step == steps - 1:

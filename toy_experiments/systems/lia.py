@@ -247,8 +247,7 @@ def train_stage_2(
         if stream is None:
             stream = dlsgan.batches(images, c.batch_size, c.seed + 1, step, c.flip)
         dlsgan.decay_learning_rate((stage.optimizer, stage.optimizer_c), c.lr, 0.1, step / steps)
-        gamma = c.r1_gamma_at(step / steps)
-        penalty_weight = 0.0 if step % 16 else 8 * gamma  # gamma / 2, 16 times as strong
+        penalty_weight = dlsgan.penalty_weight(c, step, step / steps)
         pixel, norms = stage.step(dlsgan.to_float(next(stream), device), penalty_weight)
         dlsgan.average_weights(stage.average, stage.encoder, step)
         record["pixel_loss"].append(pixel)
