@@ -143,18 +143,32 @@ def test_what_the_pages_say_of_time_and_of_the_trials_on_faces():
     said = f"in {digits['minutes']:.0f} minutes on one core with AVX-512, and some 20 with AVX2"
     assert said in tutorial and "32x32: 20 minutes on one CPU core" in dlsgan.__doc__
     assert "AVX512" in digits["machine"] and "(`--images 300000`)" in tutorial
-    weak = [f"gamma-{gamma}-from-the-start.json" for gamma in (1, 2)]
-    gains = [
-        json.loads((results_table.TRIALS / name).read_text())["measures"]["psnr_gain_test"] for name in weak
-    ]
-    said = "test faces come back {:+.1f} dB (gamma 1) and {:+.1f} dB (gamma 2) above".format(*gains)
-    assert said in page_text("toy_experiments/README.md")
-    trials = [f"channel-base-{base}.json" for base in (512, 1024)]
-    narrow, wide = (json.loads((results_table.TRIALS / name).read_text())["measures"] for name in trials)
+
+
+def test_what_the_page_says_of_the_trials_on_faces():
     toys = page_text("toy_experiments/README.md")
+    names = ("channel-base-512", "channel-base-1024", "gamma-1-from-the-start", "d-512", "d-512-no-scale")
+    kept = [json.loads((results_table.TRIALS / f"{name}.json").read_text()) for name in names]
+    narrow, wide, weak, large, large_plain = (result["measures"] for result in kept)
     assert f"see {narrow['images']:,} images and the wide ones {wide['images']:,}" in toys
     assert f"found more dimensions ({narrow['active']} and {wide['active']})" in toys
     assert abs(narrow["psnr_gain_test"] - wide["psnr_gain_test"]) < 0.15 and "back equally well" in toys
+    curves = results_table.load("celeba64")["curves"]
+    later = dict(zip(curves["images"], curves["psnr_gain_test"], strict=True))[48_000]
+    said = f"test faces come back {weak['psnr_gain_test']:+.1f} dB above the mean face with gamma 1"
+    assert said in toys and f"and {later:+.1f} dB after 48,000 images of the preset" in toys
+    assert f"{large['active']} are live after {large['images']:,} images" in toys
+    assert f"learns nothing (L_enc {large_plain['l_enc']:.2f})" in toys and large_plain["l_enc"] > 0.98
+    of_128 = [json.loads((results_table.TRIALS / f"d-128{x}.json").read_text()) for x in ("", "-no-scale")]
+    worth = []  # of the scale, in dB, on generated and on test images
+    for a, b in (of_128, [results_table.load(name) for name in PAIR]):
+        for kind in ("generated", "test"):
+            worth.append(a["exported"][f"psnr_gain_{kind}"] - b["exported"][f"psnr_gain_{kind}"])
+    assert (
+        "come back {:.1f} dB better with the scale than without, and test faces {:.1f} dB".format(*worth)
+        in toys
+    )
+    assert "with the preset's d = 256 {:.1f} and {:.1f} dB".format(*worth[2:]) in toys
 
 
 def test_what_the_page_says_of_the_trials_with_a_larger_d():
@@ -254,11 +268,15 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     assert " ".join(table.split()) in toys
     kept = [results_table.load(name) for name in (*PAIR, "celeba128")]
     a, b, large = (result["exported"] for result in kept)
-    first = results_table.load("celeba64-200000")
-    assert first["settings"].items() >= dlsgan.PRESETS["celeba64"].items()
-    second = results_table.load("celeba64-500000")
-    assert second["measures"]["images"] == first["measures"]["images"] + second["settings"]["images"]
-    assert a["images"] == b["images"] == second["measures"]["images"] + kept[0]["settings"]["images"]
+    first = results_table.load("celeba64-304000")
+    seen = first["measures"]["images"]
+    preset = dict(dlsgan.PRESETS["celeba64"])
+    assert abs(seen / preset.pop("images") - 1) < 0.02
+    for key in ("lr_final", "encoder_weight_final", "r1_gamma_final"):  # "fall as the preset's do"
+        fallen = first["settings"][key] ** (seen / first["settings"]["images"])
+        assert fallen == pytest.approx(preset.pop(key), rel=0.02)
+    assert first["settings"].items() >= preset.items()
+    assert a["images"] == b["images"] == seen + kept[0]["settings"]["images"]
     assert large["images"] >= 150_000
     ahead = []  # of the model without the scale, on generated and on test images
     for measure in ("psnr_generated", "psnr_test"):
@@ -268,8 +286,6 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     assert min(ahead[0]) > 0 and f"ahead from the start, at the end by {ahead[0][-1]:.1f} dB" in toys
     assert all((x > 0) == (n > 200_000) for n, x in zip(images, ahead[1], strict=True) if n >= 32_000)
     assert "from 32,000 images on, and behind throughout the others" in toys
-    later = a["psnr_gain_test"] - second["exported"]["psnr_gain_test"]
-    assert f"and test images {later:.1f} dB better" in toys
     dead, weakest = sorted(a["v"])[-1 - a["active"] :][:2]
     assert f"after the {a['active']}th dimension, from {weakest:.2f} to {dead:.2f}" in toys
     settings = [result["settings"] for result in kept]
