@@ -198,7 +198,7 @@ def pair(runs: list[Run], test: Tensor, columns: int = 7) -> Figure:
         gain = f"{e['psnr_gain_test']:+.1f} dB over the mean image"
         show(column[1], dlsgan.make_grid(rows), f"test images, each row above its reconstructions\n{gain}")
         v = sorted(e["v"], reverse=True)
-        column[2].bar(range(1, 1 + len(v)), v, width=1, color=run.colour)
+        column[2].stairs(v, np.arange(0.5, 1 + len(v)), fill=True, color=run.colour)
         column[2].set(xlabel="latent dimension, sorted", ylabel="v", ylim=(0, 1.1), xlim=(0, 1 + len(v)))
         column[2].set_title(f"what the encoder recovers; L_enc {e['l_enc']:.2f}", fontsize=10)
     return figure
