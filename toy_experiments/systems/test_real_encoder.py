@@ -261,14 +261,12 @@ def test_the_page_concludes_what_was_measured():
     assert f"{on_digits}, and {on_faces}" in text
     assert after(digits, 20)[0] > digits["random"]["z"] and after(faces, 20)[0] < faces["random"]["z"]
     gain, milliseconds = after(faces, 100)
-    assert gain > faces["random"]["z"] - 0.05 and f"100 steps, in {milliseconds / 1000:.1f} s" in text
+    assert f"and 100 steps, in {milliseconds / 1000:.1f} s, come to {gain:+.1f} dB" in text
     apart = faces["fine-tuned"]["psnr_gain_test"] - faces["paper's"]["psnr_gain_test"]
     assert f"missed.* It is {apart:.1f} dB, after {faces['images']:,} images" in text
     tuned, before = faces["fine-tuned"]["inside"], faces["paper's"]["inside"]
-    assert (
-        f"{digits['fine-tuned']['inside']:.0%} of digits and {tuned:.0%} of faces ({before:.0%} before)"
-        in text
-    )
+    said = f"met* on digits, {digits['fine-tuned']['inside']:.0%}, *and missed on faces*, {tuned:.0%}"
+    assert tuned < 0.9 and f"{said} ({before:.0%} before)" in text
     ahead = [
         digits[way]["psnr_gain_test"] - plain[way]["psnr_gain_test"] for way in ("paper's", "fine-tuned")
     ]
