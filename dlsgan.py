@@ -37,7 +37,7 @@ Changes from the paper, and choices where it is silent:
   * G's images are clamped to [-1, 1]. Otherwise G hides z in values outside of that range, which real images
     do not have, and digits of the test set come back as others.
   * The mnist and celeba64 presets let lambda fall, from 3 to 1 or from 20 to 5, and celeba64 gamma, from 10
-    to 3: many dimensions are found first, then samples improve.
+    to 3: many dimensions are found first, then samples weigh more.
   * The mapping network does not normalise its input: the length of z * s is information.
   * No per-pixel noise (nobody could recover it), no minibatch-stddev (an image must encode to the same latent
     vector in any batch), no style mixing, no path length term.

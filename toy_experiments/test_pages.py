@@ -154,9 +154,12 @@ def test_what_the_page_says_of_the_trials_on_faces():
     assert f"found more dimensions ({narrow['active']} and {wide['active']})" in toys
     assert abs(narrow["psnr_gain_test"] - wide["psnr_gain_test"]) < 0.15 and "back equally well" in toys
     curves = results_table.load("celeba64")["curves"]
-    later = dict(zip(curves["images"], curves["psnr_gain_test"], strict=True))[48_000]
+    gains = dict(zip(curves["images"], curves["psnr_gain_test"], strict=True))
+    live = dict(zip(curves["images"], curves["active"], strict=True))
     said = f"test faces come back {weak['psnr_gain_test']:+.1f} dB above the mean face with gamma 1"
-    assert said in toys and f"and {later:+.1f} dB after 48,000 images of the preset" in toys
+    assert said in toys
+    said = f"comes to {gains[32_000]:+.1f} dB after 32,000 images and {gains[48_000]:+.1f} dB after 48,000"
+    assert said in toys and f"{live[112_000]:.0f} are live after 112,000 images" in toys
     assert f"{large['active']} are live after {large['images']:,} images" in toys
     assert f"learns nothing (L_enc {large_plain['l_enc']:.2f})" in toys and large_plain["l_enc"] > 0.98
     of_128 = [json.loads((results_table.TRIALS / f"d-128{x}.json").read_text()) for x in ("", "-no-scale")]
@@ -168,7 +171,12 @@ def test_what_the_page_says_of_the_trials_on_faces():
         "come back {:.1f} dB better with the scale than without, and test faces {:.1f} dB".format(*worth)
         in toys
     )
-    assert "with the preset's d = 256 {:.1f} and {:.1f} dB".format(*worth[2:]) in toys
+    assert "today {:.1f} and {:.1f} dB".format(*worth[2:]) in toys
+    far = [result["judged"]["swd_ratio"] for result in of_128] + [judged(name)["swd_ratio"] for name in PAIR]
+    with_128, without_128, now, without = (f"{ratio:.2f}" for ratio in far)
+    assert f"were {with_128} times as far from test images as other test images are" in toys
+    assert f"are {now} times as far today (without it {without_128} and {without})" in toys
+    assert f"with the scale ({now} against {without})" in page_text("README.md")
 
 
 def test_what_the_pages_say_of_settings_at_equal_time():
@@ -254,7 +262,15 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     gains = [dict(zip(images, result["curves"]["psnr_gain_test"], strict=True)) for result in kept[:2]]
     same = {f"both come to the same {gain[seen]:+.1f} dB in the first stretch" for gain in gains}
     assert len(same) == 1 and same.pop() in toys
-    assert gains[0][images[-1]] > gains[0][seen] and gains[1][images[-1]] < gains[1][seen] - 0.5
+    later = [[gain[n] for n in images if n > seen] for gain in gains]
+    low, high = f"{min(later[0]):+.1f}", f"{max(later[0]):+.1f}"
+    assert f"falls to {later[1][-1]:+.1f} dB, the one with it stays between {low} and {high}" in toys
+    judgements = [
+        (judged(name)["psnr_gain_test"], judged(f"celeba64-304000{x}")["psnr_gain_test"])
+        for name, x in zip(PAIR, ("", "-no-scale"), strict=True)
+    ]
+    gained, lost = judgements[0][0] - judgements[0][1], judgements[1][1] - judgements[1][0]
+    assert f"the model with the scale gained {gained:.1f} dB, and the other lost {lost:.1f}" in toys
     assert all(x > 0 for n, x in zip(images, ahead[1], strict=True) if n > seen)
     assert f"it is ahead throughout, at the end by {ahead[1][-1]:.1f} dB" in toys
     rows = [a["distances"]["samples"], a["distances"]["other test images"], b["distances"]["samples"]]
@@ -290,7 +306,7 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
         assert sentence in toys, sentence
     for sentence in (
         f"L_enc from {b['l_enc']:.2f} to {a['l_enc']:.2f}",
-        f"({a['psnr_gain_test']:+.2f} against {b['psnr_gain_test']:+.2f} dB over the mean face)",
+        f"({a['psnr_gain_test']:+.2f} against {b['psnr_gain_test']:+.2f} dB over the mean face;",
     ):
         assert sentence in main, sentence
     assert f"generated faces come back {difference} better" in main
