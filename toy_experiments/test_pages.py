@@ -251,7 +251,12 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     second = results_table.load("celeba64-544000")
     assert second["measures"]["images"] == seen + second["settings"]["images"]
     assert a["images"] == b["images"] == second["measures"]["images"] + kept[0]["settings"]["images"]
-    assert large["images"] >= 150_000
+    size = (
+        f"{large['images']:,} images of {large['trained_on']:,} photographs, {kept[2]['minutes']:.0f} minutes"
+    )
+    assert f"`{kept[2]['command']}`, {size}" in toys
+    ratio = large["swd"] / large["swd_test"]
+    assert f"{ratio:.1f} times as far from test images as other test images are. Of [test" in toys
     ahead = []  # of the model without the scale, on generated and on test images
     for measure in ("psnr_generated", "psnr_test"):
         pairs = zip(*(result["curves"][measure] for result in kept[:2]), strict=True)
