@@ -3084,6 +3084,7 @@ def test_r10_celeba_reconstructions():
     _, (a, b) = celeba_runs()
     assert a["psnr_gain_generated"] > b["psnr_gain_generated"] + 1
     assert 0.8 < a["psnr_gain_test"] - b["psnr_gain_test"] < 1  # "better, by nearly a decibel"
+    assert abs(a["mse_z"] - b["mse_z"]) < 0.05
     said = f"(SWD {a['swd']:.1f} against {b['swd']:.1f}, other test images {a['swd_test']:.1f})"
     assert a["swd"] > b["swd"] and said in tutorial_text()
     says("R10", *(f"{x[f'psnr_gain_{name}']:+.2f}" for name in ("generated", "test") for x in (a, b)))

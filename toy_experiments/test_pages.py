@@ -278,7 +278,10 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     assert f"the model with the scale gained {gained:.1f} dB, and the other lost {lost:.1f}" in toys
     assert all(x > 0 for n, x in zip(images, ahead[1], strict=True) if n > seen)
     assert f"it is ahead throughout, at the end by {ahead[1][-1]:.1f} dB" in toys
+    assert large["images"] >= 300_000
     rows = [a["distances"]["samples"], a["distances"]["other test images"], b["distances"]["samples"]]
+    fine = "({:.0f} with the scale, {:.0f} without, against {:.0f})"
+    assert fine.format(*(rows[i]["swd 64"] for i in (0, 2, 1))) in toys
     assert "({:.0f} against {:.0f}, and {:.0f} without)".format(*(row["swd 16"] for row in rows)) in toys
     dead, weakest = sorted(a["v"])[-1 - a["active"] :][:2]
     assert f"after the {a['active']}th dimension, from {weakest:.2f} to {dead:.2f}" in toys
@@ -333,6 +336,10 @@ def test_the_page_tells_what_is_left_of_test_faces():
     for scores in (with_scale, without):
         read = [f"{scores['from z_hat'][name]:.0%}" for name in ("Male", "Bangs")]
         assert " and ".join(read) in toys or ", ".join(read) in toys
+    glasses = [f"{scores['from z_hat']['Eyeglasses']:.0%}" for scores in (with_scale, without)]
+    assert "read better with the scale ({} against {}), sex and youth worse".format(*glasses) in toys
+    for name in ("Male", "Young"):
+        assert with_scale["from z_hat"][name] < without["from z_hat"][name]
     smiles = [f"{scores['from reconstructions']['Smiling']:.0%}" for scores in (with_scale, without)]
     assert f"({smiles[0]} with the scale, {smiles[1]} without)" in toys
     assert f"and {with_scale['from the images']['Smiling']:.0%} what it reads off" in page_text("README.md")

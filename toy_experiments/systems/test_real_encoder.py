@@ -262,11 +262,13 @@ def test_the_page_concludes_what_was_measured():
     assert after(digits, 20)[0] > digits["random"]["z"] and after(faces, 20)[0] < faces["random"]["z"]
     gain, milliseconds = after(faces, 100)
     assert f"100 steps, in {milliseconds / 1000:.1f} s, come to no more than {gain:+.1f} dB" in text
+    assert gain < faces["random"]["z"]
     apart = faces["fine-tuned"]["psnr_gain_test"] - faces["paper's"]["psnr_gain_test"]
     assert f"missed.* It is {apart:.1f} dB, after {faces['images']:,} images" in text
     tuned, before = faces["fine-tuned"]["inside"], faces["paper's"]["inside"]
     said = f"met* on digits, {digits['fine-tuned']['inside']:.0%}, *and missed on faces*, {tuned:.0%}"
     assert tuned < 0.9 and f"{said} ({before:.0%} before)" in text
+    assert f"({1 - tuned:.0%} of whose codes of test faces are of unusual length)" in text
     ahead = [
         digits[way]["psnr_gain_test"] - plain[way]["psnr_gain_test"] for way in ("paper's", "fine-tuned")
     ]
