@@ -30,6 +30,7 @@ from toy_experiments.shared.cli import RESULTS
 
 FOLDER = RESULTS / "runs"
 TRIALS = RESULTS / "trials"
+STRETCHES = ("", "second stretch", "third stretch", "fourth stretch")  # of training, by --init-from
 COLUMNS = {
     "L_enc": ("l_enc", ".2f"),
     "live": ("active", "d"),
@@ -219,17 +220,13 @@ def shown_content(judged: list[dict]) -> str:
 
 
 def row_name(command: str, line: str, stretches: int = 1) -> str:
-    """What a kept command adds to a line of the README, in Markdown: "`--images 300000`"."""
+    """What a kept command adds to a line of the README, in Markdown: "`--images 300000`", or its remark."""
     pasted, _, remark = command.partition(", ")
     options = pasted.removeprefix(line).partition("--init-from")[0]
     scaled = "--no-latent-scale" not in options
     options = options.replace("--no-latent-scale", "").strip()
-    names = [
-        f"`{options}`" if options else "",
-        ("", "second stretch", "third stretch")[stretches - 1],
-        "" if scaled else "without the scale",
-        remark,
-    ]
+    added = f"`{options}`" if options else ""
+    names = [remark or added, STRETCHES[stretches - 1], "" if scaled else "without the scale"]
     return ", ".join(filter(None, names)) or "preset"
 
 

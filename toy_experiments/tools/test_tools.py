@@ -65,11 +65,12 @@ def test_judged_runs_are_shown_as_mean_and_range_over_seeds(monkeypatch):
 def test_rows_are_named_by_what_they_add_to_a_line():
     line = "python dlsgan.py --preset celeba64"
     assert results_table.row_name(line, line) == "preset"
-    added = f"{line} --images 300000 --no-latent-scale, resumed"
-    assert results_table.row_name(added, line) == "`--images 300000`, without the scale, resumed"
+    added = f"{line} --images 300000 --no-latent-scale"
+    assert results_table.row_name(added, line) == "`--images 300000`, without the scale"
+    assert results_table.row_name(f"{added}, resumed", line) == "resumed, without the scale"
     later = f"{line} --init-from runs/celeba64 --images 300000 --r1-gamma 1"
     assert results_table.row_name(later, line, 2) == "second stretch"
-    assert results_table.row_name(later, line, 3) == "third stretch"
+    assert results_table.row_name(later, line, 4) == "fourth stretch"
 
 
 def test_a_run_that_started_from_another_counts_its_images_in(monkeypatch):
