@@ -109,7 +109,7 @@ def rank_and_world_size() -> tuple[int, int]:
 def all_reduce_mean(*tensors: Tensor) -> Tensor:
     """Overwrites tensors by their means over all processes, which must all come here; returns the first."""
     _, world_size = rank_and_world_size()
-    if world_size > 1:
+    if world_size > 1 and not tensors[0].is_meta:
         together = torch.cat([x.flatten() for x in tensors]) / world_size
         with explain("another process of this training has ended", RuntimeError):
             distributed.all_reduce(together)
@@ -183,7 +183,7 @@ class LatentScale(nn.Module):
 
     @torch.no_grad()
     def update(self, z_hat: Tensor) -> None:
-        """Line 8. The variance of z_hat [B, d] is taken around 0, that of an optimal encoder's outputs."""
+        """Line 8. The variance of z_hat [B, d] is taken around 0, an optimal encoder's mean output."""
         batch_v = all_reduce_mean(z_hat.to(self.v.dtype).square().mean(0))  # [B, d] -> [d]
         if self.rule == "ema":
             self.v.lerp_(batch_v, 1 / self.window)
@@ -332,7 +332,7 @@ def train_step(
     loss: str = "nsgan",
     encoder_weight: float = 1.0,  # lambda
     penalty_weight: float = 0.0,  # of R1 (gamma / 2 times the interval) or of WGAN-GP; 0 leaves it out
-    bf16: bool = False,  # bfloat16 autocast, for GPUs; penalty, losses and v stay in float32
+    bf16: bool = False,  # bfloat16 autocast, for GPUs; the pass for R1, losses and averages are in float32
 ) -> dict[str, Tensor]:
     """Algorithm 1 and one step of both optimisers. Returns scalars, explained in METRICS, on the device."""
     discriminator = model.discriminator
@@ -372,7 +372,9 @@ def train_step(
     scalars = {"loss_d": loss_d_fake + loss_d_real, "loss_g": loss_g, "l_enc_train": l_enc}
     scalars |= {"penalty": penalty, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
     scalars["z_hat_mean"] = all_reduce_mean(z_hat.detach().mean(0)).abs().mean()
-    return {name: all_reduce_mean(value.detach()) for name, value in scalars.items()}
+    scalars = {name: value.detach() for name, value in scalars.items()}
+    all_reduce_mean(*scalars.values())
+    return scalars
 
 
 # ---- PART II   THE NETWORKS --------------------------------------------------------------------------------
@@ -1266,7 +1268,7 @@ class Config:
     latent_dim: int = option(64, "dimensions d of the latent vector", most=2**14)
     mapping_layers: int = option(2, "layers of the mapping network", most=64)
     batch_size: int = option(8, "real images a step, of all processes together")
-    images: int = option(60_000, "budget: real images seen in training")
+    images: int = option(60_000, "budget: real images seen in training; lr, lambda, gamma fall along it")
     lr: float = option(8e-3, "learning rate of Adam (the mapping network moves at 0.01 of it)")
     lr_final: float = option(0.25, "factor to which the learning rate falls by the end of the budget")
     loss: str = option("nsgan", "adversarial loss", choices=LOSSES)
@@ -1389,6 +1391,7 @@ class TrainingState:
         self.parts = dict(zip(names, (self.model, self.ema_model, *self.optimizers), strict=True))
         self.rng = torch.Generator().manual_seed(config.seed)
         self.step = 0
+        self.step_saved = 0  # step of the last checkpoint
         self.in_step = False  # networks and statistics are those of no step
         self.seconds = 0.0  # of training so far, without evaluations
         self.totals = {}  # sums of the losses since the last line of metrics
@@ -1399,7 +1402,7 @@ class TrainingState:
 
     def state_dict(self) -> dict:
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {name: getattr(self, name) for name in ("step", "seconds", "totals", "data")}
+        state |= {name: getattr(self, name) for name in ("step", "seconds", "totals", "changed", "data")}
         state |= {"rng": self.rng.get_state(), "logged": self.step_logged}
         return state | {"history": json.dumps(self.history)}
 
@@ -1413,10 +1416,12 @@ class TrainingState:
         self.rng.set_state(state["rng"])
         self.step = int(state["step"])
         require(self.step >= 0, "its step is negative")
+        self.step_saved = self.step
         self.seconds = float(state["seconds"])
         self.totals = dict(state["totals"])
         self.step_logged = int(state["logged"])
-        self.data = state.get("data", "")  # absent in older checkpoints
+        self.changed = state.get("changed", "")  # absent in older checkpoints, as the next
+        self.data = state.get("data", "")
         self.history = [upgrade_names(line) for line in json.loads(state["history"])]
 
     def start_clock(self) -> None:
@@ -1436,7 +1441,8 @@ class TrainingState:
         line = {name: total.item() / (self.step - self.step_logged) for name, total in self.totals.items()}
         elapsed = time.perf_counter() - self.time_begun  # after .item() has waited for the device
         line["images"] = self.step * batch_size
-        line["seconds"] = round(self.seconds_begun + elapsed, 2)
+        self.seconds = self.seconds_begun + elapsed
+        line["seconds"] = round(self.seconds, 2)
         line["images_per_second"] = round((self.step - self.step_timed) * batch_size / elapsed, 2)
         line["lr"] = self.optimizers[0].param_groups[0]["lr"]
         line |= {f"{name}_train": value.item() for name, value in self.model.latent_scale.metrics().items()}
@@ -1465,13 +1471,14 @@ class PeakMemory(TorchDispatchMode):
 
 
 def training_memory(config: Config) -> int:
-    """Bytes that training takes on its device at most, in float32 and without the convolutions' workspace:
-    two steps with their penalty on the meta device."""
+    """Bytes that training takes at most on the device of this process, in float32 and without the
+    convolutions' workspace: two steps with their penalty on the meta device."""
+    _, world_size = rank_and_world_size()
     with PeakMemory() as memory:
         with torch.device("meta"):
             state = TrainingState(config, torch.device("meta"))
-        shape = (config.batch_size, image_channels(config), config.resolution, config.resolution)
-        real = torch.empty(shape, device="meta")
+        share = max(1, config.batch_size // world_size)
+        real = torch.empty(share, image_channels(config), config.resolution, config.resolution, device="meta")
         for _ in range(2):  # in the second, Adam's moments are there from the beginning
             train_step(state.model, state.optimizers, real, state.rng, config.loss, penalty_weight=1.0)
     return memory.peak
@@ -1482,12 +1489,15 @@ def check_memory(config: Config, device: torch.device) -> None:
     if device.type != "cuda":
         return
     free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # kept by torch, unused
     needed = training_memory(config)
     if needed > free:
-        least = training_memory(dataclasses.replace(config, batch_size=1))
-        each = (needed - least) / max(1, config.batch_size - 1)  # bytes are linear in the batch
-        fitting = 1 + math.floor((free - least) / each) if free > least else 0
-        advice = f"--batch-size {fitting} would fit" if fitting else "not even --batch-size 1 fits"
+        _, world_size = rank_and_world_size()
+        least = training_memory(dataclasses.replace(config, batch_size=world_size))  # an image a process
+        each = (needed - least) / max(1, config.batch_size // world_size - 1)  # bytes are linear in the batch
+        fitting = world_size * (1 + math.floor((free - least) / each)) if free > least else 0
+        none_fits = f"not even --batch-size {world_size} fits"
+        advice = f"--batch-size {fitting} would fit" if fitting else none_fits
         needs = f"training needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}"
         raise UserError(f"{needs}: {advice}")
 
@@ -1548,9 +1558,6 @@ def load_model(checkpoint: str | Path, device: str = "cpu") -> DLSGAN:
     return model.requires_grad_(False).eval().to(pick_device(device), memory_format=torch.channels_last)
 
 
-load = load_model  # its name in the first release
-
-
 def load_pretrained(name: str, device: str = "cpu") -> DLSGAN:
     """The trained model in pretrained/NAME.pt beside this file, as the repository has it."""
     return load_model(PRETRAINED / f"{name}.pt", device)
@@ -1565,7 +1572,6 @@ class RunFolder:
         self.state = state
         self.path = Path(config.out)
         self.lines_written = 0
-        self.step_saved = state.step
         self.time_saved = time.perf_counter()
         new = not any(self.path.glob("checkpoint*.pt"))
         taken = f"{self.path} already holds a run: --resume {self.path} goes on with it, --out names another"
@@ -1574,8 +1580,13 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = open(self.path / ".lock", "w")  # its lock ends with the process, however that ends
         if fcntl:
-            with explain(f"another training runs in {self.path} (wait for its end, or name another --out)"):
+            try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as fault:
+                advice = "wait for its end, or name another --out"
+                raise UserError(f"another training runs in {self.path} ({advice})") from fault
+            except OSError:
+                pass  # a file system without locks
 
     def __enter__(self):
         return self
@@ -1583,7 +1594,7 @@ class RunFolder:
     def __exit__(self, kind, *_):
         finite = all(math.isfinite(total) for total in self.state.totals.values())
         whole = finite and not self.state.in_step and kind in (None, GeneratorExit, KeyboardInterrupt)
-        if whole and self.state.step != self.step_saved:
+        if whole and self.state.step != self.state.step_saved:
             with DeferredSignals():
                 self.save()
         self.lock.close()
@@ -1614,7 +1625,7 @@ class RunFolder:
     def save(self) -> None:
         written = {"format": CHECKPOINT_VERSION, "config": dataclasses.asdict(self.config)}
         save_checkpoint(self.path / "checkpoint.pt", written | self.state.state_dict())
-        self.step_saved = self.state.step
+        self.state.step_saved = self.state.step
         self.time_saved = time.perf_counter()
 
     def write_report(self, test: Tensor) -> None:
@@ -1632,7 +1643,8 @@ class RunFolder:
         """Copies of checkpoint and report, at the first evaluation after every so many images."""
         every = self.config.keep_every
         images = self.state.history[-1]["images"]
-        if every and images // every > len(list(self.path.glob("checkpoint-0*.pt"))):
+        earlier = [line["images"] for line in self.state.history[:-1] if "l_enc" in line]
+        if every and images // every > max(earlier, default=0) // every:
             for file in (self.path / "checkpoint.pt", self.path / "report.png"):
                 if file.exists():
                     shutil.copy(file, file.with_stem(f"{file.stem}-{images:09d}"))
@@ -1682,7 +1694,8 @@ def resume_training(state: TrainingState, config: Config) -> None:
     with explain(f"the checkpoint in {config.out} does not fit its own configuration", *LOADING_FAULTS):
         state.load_state_dict(saved)
     names = [name for name in RESUME_MAY_CHANGE if getattr(before, name) != getattr(config, name)]
-    state.changed = ", ".join(f"{name} {getattr(before, name)} -> {getattr(config, name)}" for name in names)
+    changes = [f"{name} {getattr(before, name)} -> {getattr(config, name)}" for name in names]
+    state.changed = ", ".join(filter(None, [state.changed, *changes]))
 
 
 def start_from(state: TrainingState, checkpoint: str | Path) -> None:
@@ -1727,13 +1740,13 @@ def train(config: Config, resume: bool = False, init_from: str | Path = "") -> I
     if not resume:
         config = dataclasses.replace(config, image_channels=detect_channels(config))
     state = TrainingState(config, device)
-    if resume:
-        resume_training(state, config)
-    elif init_from:
-        start_from(state, init_from)
     rank, _ = rank_and_world_size()
     writes = config.out and rank == 0
     with RunFolder(config, state, resume) if writes else contextlib.nullcontext() as folder:
+        if resume:
+            resume_training(state, config)
+        elif init_from:
+            start_from(state, init_from)
         train_images, test_images = load_data(config)
         data = fingerprint(train_images, test_images)
         if state.data not in ("", data):
@@ -1762,18 +1775,18 @@ def training_loop(
     while state.step < steps:
         with signals:
             if in_any_process(signals.pending):
-                break
+                raise KeyboardInterrupt
             progress = state.step / steps
             decay_learning_rate(state.optimizers, config.lr, config.lr_final, progress)
             real = to_float(next(stream), device)
             weights = config.encoder_weight_at(progress), penalty_weight(config, state.step, progress)
-            bf16 = device.type == "cuda"
+            bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
             state.in_step = True
             scalars = train_step(state.model, state.optimizers, real, state.rng, config.loss, *weights, bf16)
             average_weights(state.ema_model, state.model, state.step)
             state.add(scalars)
             evaluated = state.step % evaluate_every == 0 or state.step == steps
-            if not evaluated and state.step % log_every and state.step not in (1, 2, 4, 8, 16):
+            if not evaluated and state.step % log_every and state.step not in (1, 2, 4, 8, 16, 32):
                 continue
             line = state.next_line(config.batch_size)
             if evaluated and rank == 0:
@@ -1852,7 +1865,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--preset", choices=PRESETS, help="settings to start from (default: named as the data set)")
     add("--resume", metavar="RUN", help="go on with the run in this folder, with its own settings")
-    add("--init-from", metavar="FILE", help="a new training that starts from the weights of a checkpoint")
+    add("--init-from", metavar="FILE", help="a new training with the weights and settings of a checkpoint")
     add("--reconstruct", metavar="PHOTO", nargs="+", help="write photos beside their reconstructions")
     add("--checkpoint", metavar="FILE", help="checkpoint or folder for --reconstruct (default: celeba64)")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -1871,7 +1884,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def configure(given: dict) -> Config:
-    """What a command line means: the settings of the preset, or of --init-from, changed by the flags."""
+    """What a command line means: the settings of the preset, or of --init-from, changed by the flags. Beside
+    --init-from a preset gives no more than the data set and the folder's name."""
     given = dict(given)
     init_from = given.pop("init_from", None)
     preset = given.pop("preset", None)
@@ -1883,16 +1897,19 @@ def configure(given: dict) -> Config:
         require(dataset and Path(dataset).exists(), f"data set {dataset!r} is none of {known} and no folder")
         given["data_dir"] = dataset
         dataset = "folder"
-    preset = preset or dataset or "cartoon"
-    settings = dict(PRESETS[preset])
+    settings = dict(PRESETS[preset or dataset or "cartoon"])
     if init_from:
         config, _ = read_checkpoint(init_from)
-        settings = dataclasses.asdict(config) | {"data_dir": "", "out": "", "device": "auto", "threads": 0}
+        dataset = dataset or (settings.get("dataset", "cartoon") if preset else config.dataset)
+        settings = dataclasses.asdict(config)
+        for name in ("data_dir", "out", "device", "threads", "keep_every"):
+            del settings[name]
     if dataset:
         settings["dataset"] = dataset
     config = Config(**settings | given)
     if not config.out and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes writes
-        config.out = claim_folder(f"runs/{preset}" + ("" if config.latent_scale else "-no-scale"))
+        name = preset or config.dataset
+        config.out = claim_folder(f"runs/{name}" + ("" if config.latent_scale else "-no-scale"))
     return config
 
 
@@ -1930,7 +1947,9 @@ def run(config: Config, resume: bool = False, init_from: str = "") -> None:
             print_metrics(follow(lines, config, silent=rank > 0))
         ending = "finished"
     except KeyboardInterrupt:
-        ending = f"stopped; go on with: python {os.path.relpath(__file__)} --resume {config.out}"
+        ending = "stopped before the first checkpoint"
+        if Path(config.out, "checkpoint.pt").exists():
+            ending = f"stopped; go on with: python {os.path.relpath(__file__)} --resume {config.out}"
     finally:
         with contextlib.suppress(OSError):
             Path(config.out).rmdir()  # claimed in vain, if it is empty
@@ -1944,8 +1963,8 @@ def follow(lines: Iterator[dict], config: Config, silent: bool) -> dict:
     style = {"unit": " images", "unit_scale": True, "smoothing": 0.1, "delay": 0.01}
     with tqdm(total=config.images, disable=silent, **style) as bar:
         for i, line in enumerate(lines):
-            if i == 4:
-                speed = line["images_per_second"]  # of the first steps
+            if i == 5:
+                speed = line["images_per_second"]  # of 16 steps, one of them with R1
                 minutes = (config.images - line["images"]) / speed / 60
                 left = f"about {minutes:.0f} minutes ({minutes / 1440:.1f} days) left"
                 tqdm.write(f"{speed:.1f} images/s on this device: {left}")

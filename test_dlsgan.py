@@ -5,6 +5,7 @@ import ast
 import contextlib
 import copy
 import dataclasses
+import errno
 import gzip
 import hashlib
 import importlib.util
@@ -1485,6 +1486,11 @@ def test_settings_that_may_change_on_resume(capsys):
         == "images 40 -> 60, lr 0.008 -> 0.001, r1_gamma 2.0 -> 5.0, encoder_weight 1.5 -> 0.5"
     )
     assert lines[-1]["images"] == 60 and dlsgan.read_checkpoint("r")[0].lr == 0.001
+    state = torch.load("r/checkpoint.pt", weights_only=True) | {"changed": "lr 0.01 -> 0.001"}
+    torch.save(state, "r/checkpoint.pt")  # a run that ended before a line could tell of the change
+    assert dlsgan.main(["--resume", "r", "--images=80"]) == 0
+    lines = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
+    assert [line["changed"] for line in lines if "changed" in line][1] == "lr 0.01 -> 0.001, images 60 -> 80"
     capsys.readouterr()
     assert dlsgan.main(["--resume", "r", "--latent-dim", "8"]) == 2
     assert (
@@ -1543,6 +1549,24 @@ def test_two_runs_never_share_a_folder(capsys):
     assert dlsgan.main(["--resume", "r"]) == 0
 
 
+def test_a_file_system_without_locks_ends_no_training(monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(dlsgan.fcntl, "flock", no_locks)
+    assert dlsgan.main(flags(out="r")) == 0
+
+
+def test_a_run_that_ends_before_its_first_checkpoint_names_none(monkeypatch, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(dlsgan.LOADERS, "cartoon", interrupted)
+    assert dlsgan.main(flags(out="r")) == 0
+    said = capsys.readouterr().out
+    assert "stopped before the first checkpoint" in said and "--resume" not in said
+
+
 def test_a_refused_run_leaves_lock_and_folder_of_the_other(monkeypatch):
     """While the first one still loads its images, the folder holds nothing but the lock."""
     codes = []
@@ -1590,6 +1614,20 @@ def test_a_training_starts_from_trained_weights(capsys):
     assert "the weights in a are of other sizes" in capsys.readouterr().err
 
 
+def test_beside_trained_weights_a_preset_names_data_set_and_folder():
+    """Settings are those of the checkpoint; a run of digits is not filed under cartoon."""
+    list(dlsgan.train(tiny(out="a", images=4, keep_every=8)))
+    state = torch.load("a/checkpoint.pt", weights_only=True)
+    torch.save(state | {"config": state["config"] | {"dataset": "mnist"}}, "a/checkpoint.pt")
+    alone = dlsgan.configure({"init_from": "a"})
+    assert (alone.dataset, alone.out, alone.keep_every) == ("mnist", "runs/mnist", 0)
+    named = dlsgan.configure({"init_from": "a", "preset": "celeba64", "latent_scale": False})
+    assert (named.dataset, named.out) == ("celeba", "runs/celeba64-no-scale")
+    assert (named.latent_dim, named.resolution, named.lr) == (alone.latent_dim, alone.resolution, alone.lr)
+    both = dlsgan.configure({"init_from": "a", "preset": "celeba64", "dataset": "cartoon"})
+    assert (both.dataset, both.out) == ("cartoon", "runs/celeba64")
+
+
 def test_a_resumed_run_says_that_its_images_are_others(capsys):
     odd_images(Path("f"))
     settings = flags(resolution=8, batch_size=2, images=4)
@@ -1612,6 +1650,8 @@ def test_numbered_checkpoints_and_reports(monkeypatch):
         for i in (648, 1080, 1512)
     ]
     assert dlsgan.load_model("r/checkpoint-000000648.pt").sample(1).shape == (1, 3, 8, 8)
+    assert dlsgan.main(["--resume", "r", "--images", "2600", "--keep-every", "1000"]) == 0
+    assert len(list(Path("r").glob("checkpoint-0*"))) == 4 and Path("r/checkpoint-000002296.pt").exists()
 
 
 def test_photos_of_one_name_a_folder_and_a_bad_file(capsys):
@@ -1828,6 +1868,23 @@ def test_a_gpu_with_too_little_memory_is_refused_early(monkeypatch):
         dlsgan.check_memory(config, torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed, needed))
     dlsgan.check_memory(config, torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed // 2, needed))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: needed)  # of an earlier training
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: needed // 3)
+    dlsgan.check_memory(config, torch.device("cuda"))
+
+
+def test_each_process_needs_the_memory_of_its_share(monkeypatch):
+    config = tiny(resolution=32, batch_size=32, channel_base=1024, channel_max=64)
+    half = dlsgan.training_memory(dataclasses.replace(config, batch_size=16))
+    monkeypatch.setattr(dlsgan, "rank_and_world_size", lambda: (0, 2))
+    assert dlsgan.training_memory(config) == pytest.approx(half, rel=1e-3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (half * 3 // 4, half))
+    with pytest.raises(dlsgan.UserError, match=r"--batch-size \d+ would fit") as refused:
+        dlsgan.check_memory(config, torch.device("cuda"))
+    batch = int(re.search(r"--batch-size (\d+)", str(refused.value))[1])
+    fits = [dlsgan.training_memory(dataclasses.replace(config, batch_size=n)) for n in (batch, batch + 4)]
+    assert batch % 2 == 0 and fits[0] <= half * 3 // 4 < fits[1]
 
 
 # ---- Nothing lost: kills, faults, damaged input, several processes -----------------------------------------
