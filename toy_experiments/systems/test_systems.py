@@ -259,7 +259,7 @@ def test_the_page_tells_of_the_comparison_what_was_measured():
         f"distance is {swd['lia-mlp']:.1f} after two thirds of the images, "
         f"those of the others {min(others):.1f} to {max(others):.1f}",
         f"between {photos['dlsgan']['swd']:.1f} and {photos['lia']['swd']:.1f}",
-        f"L_enc rises from {l_enc[0]} to {l_enc[1]}",
+        f"L_enc rises from {l_enc[0]} to {l_enc[1]}, but the fine-tuned encoder belongs to a generator",
     ):
         assert sentence in toys, sentence
 

@@ -41,6 +41,10 @@ photo.jpg --checkpoint pretrained/NAME.pt`. They hold averaged weights, latent s
 `--init-from` starts a new training from them, `--resume` cannot go on with them.
 This page is written by `python -m toy_experiments.tools.export_weights`, from the runs' own files.
 
+The [README](../README.md#what-was-found) explains most measures. Wasserstein distances are times 1000. The
+entropy is that of the scaled latent vector. "Effective" are as many dimensions as would have its power if all
+shared it equally. Settings that end in "final" are factors: 0.1 means a fall to a tenth.
+
 Limits. They have seen few images, by the standards of the field. A photo must be framed as the training
 images were (`toy_experiments/tools/align_face.py` does that for faces); whatever lies outside of their faces,
 poses and backgrounds comes back as somebody else. CelebA shows celebrities, and neither their ages nor
@@ -163,9 +167,15 @@ def section(path: Path) -> str:
     settings = result["settings"]
     size = f"{settings['resolution']}x{settings['resolution']}"
     command = results_table.shown_command(result["command"])
+    machine = ("one thread of " if settings["threads"] == 1 else "") + result["machine"]
+    minutes = f"{result['minutes']:,.0f} minutes"
+    stretches = result.get("stretches", 1)
+    trained_by = f"{command}, {minutes} on {machine}"
+    if stretches > 1:
+        trained_by = f"the last of {stretches} stretches: {command}; all took {minutes} on {machine}"
     rows = {
         "file": f"`{path.name}`, {e['bytes'] / 1e6:.2f} MB, weights stored as {e['stored_as']}",
-        "trained by": f"{command}, {result['minutes']:,.0f} minutes on {result['machine']}",
+        "trained by": trained_by,
         "data": f"{DATA[settings['dataset']]} {e['trained_on']:,} images for training, at {size}; "
         f"measured on {e['test_images']:,} test images",
         "settings": ", ".join(f"{key} {value}" for key, value in settings.items() if value != ""),
@@ -187,10 +197,11 @@ def section_of_fine_tuned(path: Path) -> str:
     gains = f"{after['psnr_gain_test']:+.2f} ({before['psnr_gain_test']:+.2f} before)"
     rows = {
         "file": f"`{path.name}`, {path.stat().st_size / 1e6:.2f} MB",
-        "what it is": f"generator and scale of `{name}.pt`, and its encoder after fine-tuning on "
+        "what it is": f"generator and scale of `{name}` after {result['model']['images']:,} images, and its "
+        "encoder after fine-tuning on "
         f"{result['images']:,} real images, which the paper does not do; its logits mean nothing",
         "trained by": f"`{result['command']}`, {result['minutes']:,.0f} minutes on {result['machine']}",
-        "gain over the mean test image": gains,
+        f"gain over the mean test image, {result['test_images']['gain']} images": gains,
         "L_enc": f"{after['l_enc']:.3f} ({before['l_enc']:.3f} before)",
     }
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
