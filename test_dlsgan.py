@@ -2698,7 +2698,8 @@ def test_c01_the_plain_encoder_does_not_converge(ring):
 
 
 def test_c02_nor_does_one_that_is_trained_later(ring):
-    """a fresh encoder, trained on the finished generator for as long again, ends above 0.55, too [C02]"""
+    """we train a fresh encoder on the finished generator, for as many steps, and it also ends above
+    0.55 [C02]"""
     assert 0.55 < ring["late"]["l_enc"] < 1
 
 
@@ -3065,6 +3066,19 @@ def test_r04_the_default_run_in_three_seeds():
     says("R04", *numbers)
 
 
+def test_r07_the_plain_error_counts_dead_dimensions():
+    a, b = (results_table.load(name)["exported"] for name in ("cartoon", "cartoon-no-scale"))
+    assert a["mse_z"] > b["mse_z"] and a["l_enc"] < b["l_enc"]
+    says("R07", f"{a['mse_z']:.2f}", f"{b['mse_z']:.2f}")
+
+
+def test_r13_live_dimensions_differ_from_run_to_run():
+    long = results_table.load("cartoon")["exported"]
+    live = [results_table.load(f"cartoon-seed-{seed}")["judged"]["active"] for seed in range(3)]
+    assert len(set(live)) > 1
+    says("R13", str(long["active"]), str(min(live)), str(max(live)))
+
+
 def judged_digits(name):
     """Measures of a kept run, and how the tutorial writes four of them."""
     judged = results_table.load(name)["judged"]
@@ -3144,6 +3158,7 @@ def test_r10_celeba_reconstructions():
     assert abs(a["mse_z"] - b["mse_z"]) < 0.05
     said = f"(SWD {a['swd']:.1f} against {b['swd']:.1f}, other test images {a['swd_test']:.1f})"
     assert a["swd"] > b["swd"] and said in tutorial_text()
+    assert f"(The plain error of $z$ is {a['mse_z']:.2f} with and {b['mse_z']:.2f} without" in tutorial_text()
     says("R10", *(f"{x[f'psnr_gain_{name}']:+.2f}" for name in ("generated", "test") for x in (a, b)))
 
 
@@ -3172,7 +3187,10 @@ def test_r12_methods_on_their_own_images():
     digits, _ = compared()
     ahead = sorted(digits, key=lambda method: -digits[method]["psnr_gain_generated"])[:5]
     assert ahead == ["20-steps", "optimisation", "eigengan", "real-encoder", "dlsgan"]
-    assert digits["eigengan"]["swd"] == max(row["swd"] for row in digits.values())  # "from poorer samples"
+    swd = {method: row["swd"] for method, row in digits.items()}
+    assert swd["eigengan"] == max(swd.values())  # "from poorer samples"
+    assert abs(swd["dlsgan"] / swd["no-scale"] - 1) < 0.05  # "about as near to the data"
+    assert swd["encoder-after"] == min(swd.values()) < 0.9 * swd["dlsgan"]  # "of the plain GAN are nearest"
 
 
 def test_r08_factors_in_the_live_latents():
