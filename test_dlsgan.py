@@ -3152,12 +3152,13 @@ def test_r09_celeba_with_and_without_scale():
 
 
 def test_r10_celeba_reconstructions():
-    _, (a, b) = celeba_runs()
+    kept, (a, b) = celeba_runs()
     assert a["psnr_gain_generated"] > b["psnr_gain_generated"] + 1
-    assert 0.8 < a["psnr_gain_test"] - b["psnr_gain_test"] < 1  # "better, by nearly a decibel"
+    assert 0.9 < a["psnr_gain_test"] - b["psnr_gain_test"] < 1.1  # "better, by a decibel"
     assert abs(a["mse_z"] - b["mse_z"]) < 0.05
-    said = f"(SWD {a['swd']:.1f} against {b['swd']:.1f}, other test images {a['swd_test']:.1f})"
-    assert a["swd"] > b["swd"] and said in tutorial_text()
+    said = f"section 11: {a['swd']:.1f} against {b['swd']:.1f}, other test images {a['swd_test']:.1f})"
+    assert a["swd"] > 0.95 * b["swd"] and said in tutorial_text()
+    assert f"It took {kept[0]['minutes']:.0f} minutes on one CPU core, in four stretches" in tutorial_text()
     assert f"(The plain error of $z$ is {a['mse_z']:.2f} with and {b['mse_z']:.2f} without" in tutorial_text()
     says("R10", *(f"{x[f'psnr_gain_{name}']:+.2f}" for name in ("generated", "test") for x in (a, b)))
 
