@@ -373,6 +373,7 @@ def test_the_page_tells_what_is_left_of_test_faces():
     assert max(better["Male"], better["Young"]) < 0 < better["Smiling"]
     smiles = [f"{scores['from reconstructions']['Smiling']:.0%}" for scores in (with_scale, without)]
     assert f"({smiles[0]} with the scale, {smiles[1]} without)" in toys
+    assert f"right in {smiles[0]} of the reconstructions, {smiles[1]} without" in page_text("README.md")
     assert f"and {with_scale['from the images']['Smiling']:.0%} what it reads off" in page_text("README.md")
 
 
