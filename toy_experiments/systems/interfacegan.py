@@ -21,8 +21,8 @@ between what the judge reads off test images and off their reconstructions), no 
 that line first. `recognised` says the same in balanced accuracies on test images: of a logistic regression on
 z_hat, of the judge on the reconstructions, and of the judge on the images themselves.
 
-    python -m toy_experiments.systems.interfacegan --checkpoint runs/cartoon      about 3 minutes on one core
-    python -m toy_experiments.systems.interfacegan --checkpoint runs/celeba64     about 4 minutes on one core
+    python -m toy_experiments.systems.interfacegan --checkpoint pretrained/cartoon.pt     about 2 minutes on one core
+    python -m toy_experiments.systems.interfacegan --checkpoint pretrained/celeba64.pt    about 4 minutes on one core
 
 Expected printout: for each attribute the judge's own score, what is kept and recognised, the accuracy of the
 SVM; for each way to edit, the change of the target and the largest change of another attribute.
@@ -262,7 +262,7 @@ def draw_changes(axis: Axes, way: str, mean_change: list[list[float]], names: Se
     axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
     for (i, j), value in np.ndenumerate(matrix):
         colour = "white" if abs(value) > 0.6 * limit else "black"
-        axis.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=6, color=colour)
+        axis.text(j, i, f"{value:z.1f}", ha="center", va="center", fontsize=6, color=colour)
     axis.set(ylabel="edited", xlabel="read", title=way)
     axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
     axis.set_yticks(range(len(names)), names, fontsize=7)

@@ -121,6 +121,16 @@ def test_what_the_page_says_of_attributes_on_celeba():
     assert said + f"{result['kept']['Smiling']:.0%} |" in page_text("toy_experiments/README.md")
 
 
+def test_what_the_page_says_of_factors_of_cartoon_faces():
+    result = json.loads((RESULTS / "interfacegan-cartoon.json").read_text())
+    assert result["command"].endswith("--checkpoint pretrained/cartoon.pt")
+    changes = np.array(result["ways"]["s*z, conditional"]["mean_change"])
+    own = changes.diagonal()
+    leaked = np.abs(changes - np.diag(own)).max()
+    said = f"moves its factor by {own.min():.1f} to {own.max():.1f} standard deviations and no other by more "
+    assert f"{said}than {leaked:.2f}. On CelebA-64" in page_text("toy_experiments/README.md")
+
+
 def test_interfacegan_says_what_it_cannot_edit():
     write_mnist(Path("m"))
     list(dlsgan.train(tiny(dataset="mnist", data_dir="m", out="mnist", images=8)))
