@@ -21,8 +21,8 @@ between what the judge reads off test images and off their reconstructions), no 
 that line first. `recognised` says the same in balanced accuracies on test images: of a logistic regression on
 z_hat, of the judge on the reconstructions, and of the judge on the images themselves.
 
-    python -m toy_experiments.systems.interfacegan --checkpoint pretrained/cartoon.pt     about 2 minutes on one core
-    python -m toy_experiments.systems.interfacegan --checkpoint pretrained/celeba64.pt    about 4 minutes on one core
+    python -m toy_experiments.systems.interfacegan --checkpoint pretrained/cartoon.pt    2 minutes on one core
+    python -m toy_experiments.systems.interfacegan --checkpoint pretrained/celeba64.pt   4 minutes on one core
 
 Expected printout: for each attribute the judge's own score, what is kept and recognised, the accuracy of the
 SVM; for each way to edit, the change of the target and the largest change of another attribute.
