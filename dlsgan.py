@@ -57,6 +57,7 @@ import contextlib
 import copy
 import ctypes
 import dataclasses
+import errno
 import functools
 import gzip
 import hashlib
@@ -1358,6 +1359,11 @@ def pick_device(name: str) -> torch.device:
         return device
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether to train in bfloat16 autocast: on CUDA, where convolutions have it (compute capability 8)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def keep_memory() -> None:
     """glibc gives large blocks back to the system when freed, and new ones cost page faults. Keep them."""
     with contextlib.suppress(OSError, AttributeError):
@@ -1414,15 +1420,14 @@ class TrainingState:
                 same = moments["exp_avg"].shape == moments["exp_avg_sq"].shape == weight.shape
                 require(same, "the moments of Adam are those of other weights")
         self.rng.set_state(state["rng"])
-        self.step = int(state["step"])
-        require(self.step >= 0, "its step is negative")
-        self.step_saved = self.step
+        require(int(state["step"]) >= 0, "its step is negative")
         self.seconds = float(state["seconds"])
         self.totals = dict(state["totals"])
         self.step_logged = int(state["logged"])
         self.changed = state.get("changed", "")  # absent in older checkpoints, as the next
         self.data = state.get("data", "")
         self.history = [upgrade_names(line) for line in json.loads(state["history"])]
+        self.step = self.step_saved = int(state["step"])
 
     def start_clock(self) -> None:
         self.step_timed = self.step
@@ -1563,6 +1568,9 @@ def load_pretrained(name: str, device: str = "cpu") -> DLSGAN:
     return load_model(PRETRAINED / f"{name}.pt", device)
 
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems say that cannot lock
+
+
 class RunFolder:
     """The files of a run in config.out: checkpoint.pt, metrics.jsonl, report.png. Inside `with`, no other
     process trains there; the end of the block saves what is left to save."""
@@ -1582,11 +1590,9 @@ class RunFolder:
         if fcntl:
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as fault:
-                advice = "wait for its end, or name another --out"
-                raise UserError(f"another training runs in {self.path} ({advice})") from fault
-            except OSError:
-                pass  # a file system without locks
+            except OSError as fault:
+                busy = f"another training runs in {self.path} (wait for its end, or name another --out)"
+                require(fault.errno in NO_LOCKS, busy)
 
     def __enter__(self):
         return self
@@ -1643,8 +1649,8 @@ class RunFolder:
         """Copies of checkpoint and report, at the first evaluation after every so many images."""
         every = self.config.keep_every
         images = self.state.history[-1]["images"]
-        earlier = [line["images"] for line in self.state.history[:-1] if "l_enc" in line]
-        if every and images // every > max(earlier, default=0) // every:
+        kept = [int(path.stem.partition("-")[2]) for path in self.path.glob("checkpoint-*.pt")]
+        if every and images // every > max(kept, default=0) // every:
             for file in (self.path / "checkpoint.pt", self.path / "report.png"):
                 if file.exists():
                     shutil.copy(file, file.with_stem(f"{file.stem}-{images:09d}"))
@@ -1780,7 +1786,7 @@ def training_loop(
             decay_learning_rate(state.optimizers, config.lr, config.lr_final, progress)
             real = to_float(next(stream), device)
             weights = config.encoder_weight_at(progress), penalty_weight(config, state.step, progress)
-            bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+            bf16 = has_bf16(device)
             state.in_step = True
             scalars = train_step(state.model, state.optimizers, real, state.rng, config.loss, *weights, bf16)
             average_weights(state.ema_model, state.model, state.step)
@@ -1863,9 +1869,13 @@ def make_parser() -> argparse.ArgumentParser:
         usage="%(prog)s [options]",
     )
     add = parser.add_argument
-    add("--preset", choices=PRESETS, help="settings to start from (default: named as the data set)")
+    add(
+        "--preset",
+        choices=PRESETS,
+        help="settings to start from (default: named as the data set)",
+    )
     add("--resume", metavar="RUN", help="go on with the run in this folder, with its own settings")
-    add("--init-from", metavar="FILE", help="a new training with the weights and settings of a checkpoint")
+    add("--init-from", metavar="FILE", help="start from the weights of a checkpoint, with its settings")
     add("--reconstruct", metavar="PHOTO", nargs="+", help="write photos beside their reconstructions")
     add("--checkpoint", metavar="FILE", help="checkpoint or folder for --reconstruct (default: celeba64)")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -1964,7 +1974,7 @@ def follow(lines: Iterator[dict], config: Config, silent: bool) -> dict:
     with tqdm(total=config.images, disable=silent, **style) as bar:
         for i, line in enumerate(lines):
             if i == 5:
-                speed = line["images_per_second"]  # of 16 steps, one of them with R1
+                speed = line["images_per_second"]  # of steps 17 to 32, one of them with R1
                 minutes = (config.images - line["images"]) / speed / 60
                 left = f"about {minutes:.0f} minutes ({minutes / 1440:.1f} days) left"
                 tqdm.write(f"{speed:.1f} images/s on this device: {left}")

@@ -31,6 +31,7 @@ import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -1550,11 +1551,15 @@ def test_two_runs_never_share_a_folder(capsys):
 
 
 def test_a_file_system_without_locks_ends_no_training(monkeypatch):
-    def no_locks(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
+    fault = errno.ENOLCK
 
-    monkeypatch.setattr(dlsgan.fcntl, "flock", no_locks)
+    def no_locks(*_):
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(dlsgan, "fcntl", SimpleNamespace(flock=no_locks, LOCK_EX=0, LOCK_NB=0))
     assert dlsgan.main(flags(out="r")) == 0
+    fault = errno.EACCES  # some network file systems say so of a lock that is held
+    assert dlsgan.main(flags(out="s")) == 2
 
 
 def test_a_run_that_ends_before_its_first_checkpoint_names_none(monkeypatch, capsys):
@@ -1651,7 +1656,10 @@ def test_numbered_checkpoints_and_reports(monkeypatch):
     ]
     assert dlsgan.load_model("r/checkpoint-000000648.pt").sample(1).shape == (1, 3, 8, 8)
     assert dlsgan.main(["--resume", "r", "--images", "2600", "--keep-every", "1000"]) == 0
-    assert len(list(Path("r").glob("checkpoint-0*"))) == 4 and Path("r/checkpoint-000002296.pt").exists()
+    assert len(list(Path("r").glob("checkpoint-0*"))) == 4
+    Path("r/checkpoint-000002296.pt").unlink()  # as if killed before the copy: the next evaluation makes up
+    assert dlsgan.main(["--resume", "r", "--images", "2700"]) == 0
+    assert Path("r/checkpoint-000002700.pt").exists()
 
 
 def test_photos_of_one_name_a_folder_and_a_bad_file(capsys):
@@ -1715,6 +1723,24 @@ def test_photos_are_reconstructed_by_the_pretrained_model(monkeypatch, capsys):
 
 
 # ---- Devices that are not here: bfloat16 and the memory of a GPU -------------------------------------------
+
+
+@pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bfloat16_only_on_gpus_that_have_it(monkeypatch, capability, has):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert dlsgan.has_bf16(torch.device("cuda")) == has
+    assert not dlsgan.has_bf16(torch.device("cpu")) and not dlsgan.has_bf16(torch.device("mps"))
+
+
+def test_the_wait_for_the_device_counts_as_training_time():
+    """A step may return before a GPU has done it; the line of metrics waits, and so does the clock."""
+    state = dlsgan.TrainingState(tiny(), torch.device("cpu"))
+    state.start_clock()
+    state.add({"loss_d": torch.tensor(1.0)})
+    time.sleep(0.05)
+    line = state.next_line(4)
+    assert line["seconds"] >= 0.05 and state.seconds == pytest.approx(line["seconds"], abs=0.01)
+
 
 # Each of the four losses, without a penalty and with its own, trains the same small model from the same seed
 # in bfloat16 and in float32. Networks whose weights move apart by rounding do so ever faster: only 30 steps.
@@ -2237,6 +2263,9 @@ def test_one_of_two_processes_stops_or_dies(launcher):
         os.kill(both[1], number)  # only the second one
         assert [launcher.wait(process) for process in both] == codes, Path("log").read_text()
         assert dlsgan.read_checkpoint(run)[1]["step"] > 0
+        if number == signal.SIGTERM:  # the first process ends, too, and speaks for both
+            said = Path("log").read_text()
+            assert "stopped; go on with" in said and "finished" not in said
     assert "dlsgan: another process of this training has ended" in Path("log").read_text()
     both = launcher.fork_all(2, *arguments, "--batch-size=5")
     assert [launcher.wait(process) for process in both] == [2, 2]

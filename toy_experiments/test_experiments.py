@@ -283,7 +283,7 @@ def test_what_the_page_says_of_the_ablations_on_mnist():
     l_enc = {name: f"{x['l_enc']:.2f}" for name, x in m.items()}
     gain = {name: f"{x['psnr_gain_test']:+.1f}" for name, x in m.items()}
     for sentence in (
-        f"({m['gamma-10']['readable']:.0%} can be read, {m['base']['readable']:.0%} with gamma 2)",
+        f"({readable['gamma-10']} of the share of test digits can be read, {readable['base']} with gamma 2)",
         f"({gain['gamma-10']} against {gain['base']} dB)",
         f"it stays at {l_enc['d-only']}, against {l_enc['base']} when G follows it, too",
         f"An encoder *afterwards* ends at {l_enc['afterwards']}",

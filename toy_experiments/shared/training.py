@@ -113,7 +113,7 @@ def train_gan(
     weights."""
     c = config
     device = dlsgan.pick_device(c.device)
-    bf16 = device.type == "cuda"
+    bf16 = dlsgan.has_bf16(device)
     model.to(device, memory_format=torch.channels_last)
     generator = copy.deepcopy(model.generator)
     discriminator = copy.deepcopy(model.discriminator)

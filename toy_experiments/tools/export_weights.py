@@ -3,7 +3,7 @@
     python -m toy_experiments.tools.export_weights runs/celeba64 "python dlsgan.py --preset celeba64"
 
 takes minutes on one core. It keeps the averaged weights, the latent scale and the configuration, and leaves
-out what only further training needs. The file is read like any checkpoint (`dlsgan.load`,
+out what only further training needs. The file is read like any checkpoint (`dlsgan.load_model`,
 `dlsgan.load_pretrained("celeba64")`). Weights are stored in half precision, unless that moves L_enc by more
 than 0.002 or a PSNR by more than 0.02 dB; v stays in float32. Both measures, the distance of samples from
 test images and the curves of the run go to toy_experiments/results/runs/NAME.json, and pretrained/README.md
