@@ -197,6 +197,7 @@ def test_what_the_pages_say_of_settings_at_equal_time():
     toys, text = page_text("toy_experiments/README.md"), page_text("README.md")
     assert settings.table(kept) in (ROOT / "toy_experiments/README.md").read_text()
     runs = {key.split(", ")[0]: r["measures"] for key, r in kept.items()}
+    of_digits = {name: runs.pop(name) for name in list(runs) if name.startswith("mnist+")}
     gain = {name: m["psnr_gain_test"] for name, m in runs.items()}
     rates = [gain[name] for name in ("lr-0.002", "base", "lr-0.008", "lr-0.016")]
     slow, usual, fast, faster = (f"{x:.1f}" for x in rates)
@@ -232,6 +233,21 @@ def test_what_the_pages_say_of_settings_at_equal_time():
     assert all(m["r2_reconstructions"][smile] < 0.1 for m in runs.values())
     of_seeds = [judged(f"cartoon-seed-{seed}")["psnr_gain_test"] for seed in range(3)]
     assert f"three seeds of the preset lie up to {max(of_seeds) - min(of_seeds):.1f} dB apart" in toys
+    ends = [f"{gain[name]:+.1f}" for name in ("head-1", "sma-400", "seed-1", "seed-2")]
+    assert (
+        "comes to {} dB on test faces, the paper's plain average over as many steps to {},".format(*ends)
+        in toys
+    )
+    assert "Two other seeds of the base come to {} and {} dB".format(*ends[2:]) in toys
+    shares = {name: [f"{m[key]:.0%}" for key in ("readable", "kept")] for name, m in of_digits.items()}
+    assert f"sure of {shares['mnist+base'][0]} of its samples" in toys
+    assert f"keep their class in {shares['mnist+base'][1]} of the cases" in toys
+    l_enc = [f"{of_digits[f'mnist+{name}']['l_enc']:.2f}" for name in ("lambda-10", "base")]
+    sooner = "(L_enc {} against {}, ".format(*l_enc) + shares["mnist+lambda-10"][1]
+    assert f"{sooner} keep their class) and samples are poorer ({shares['mnist+lambda-10'][0]})" in toys
+    assert "At gamma 10 they are, too ({}; {})".format(*shares["mnist+gamma-10"]) in toys
+    assert "A rate of 0.004 is far behind ({}; {})".format(*shares["mnist+lr-0.004"]) in toys
+    assert of_digits["mnist+gamma-10"]["readable"] < of_digits["mnist+base"]["readable"]
     later = [f"{runs[name]['l_enc']:.2f}" for name in ("d-128", "base", "window-1000")]
     assert f"L_enc {later[0]} in place of {later[1]}" in toys and f"still at {later[2]}" in toys
 
