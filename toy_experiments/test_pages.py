@@ -239,7 +239,7 @@ def test_what_the_pages_say_of_settings_at_equal_time():
         in toys
     )
     assert "Two other seeds of the base come to {} and {} dB".format(*ends[2:]) in toys
-    shares = {name: [f"{m[key]:.0%}" for key in ("readable", "kept")] for name, m in of_digits.items()}
+    shares = {name: [f"{m[key]:.2f}" for key in ("readable", "kept")] for name, m in of_digits.items()}
     assert f"sure of {shares['mnist+base'][0]} of its samples" in toys
     assert f"keep their class in {shares['mnist+base'][1]} of the cases" in toys
     l_enc = [f"{of_digits[f'mnist+{name}']['l_enc']:.2f}" for name in ("lambda-10", "base")]
