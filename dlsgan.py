@@ -1245,7 +1245,7 @@ def show_curves(axis, lines: list[dict], fields: dict[str, str], unit: str) -> N
 # ---- TRAINING ----------------------------------------------------------------------------------------------
 
 CHECKPOINT_VERSION = 2
-LOADING_FAULTS = (KeyError, TypeError, ValueError, RuntimeError)  # of load_state_dict
+LOADING_FAULTS = (AttributeError, KeyError, TypeError, ValueError, RuntimeError)  # of load_state_dict
 SAVE_SECONDS = 300  # a checkpoint at least this often
 NUM_EVAL_IMAGES = 256  # test images in an evaluation; fewer at 256x256 pixels and more
 PRETRAINED = Path(__file__).resolve().with_name("pretrained")  # trained models; a copied dlsgan.py has none
@@ -1424,7 +1424,7 @@ class TrainingState:
         self.seconds = float(state["seconds"])
         self.totals = dict(state["totals"])
         self.step_logged = int(state["logged"])
-        self.changed = state.get("changed", "")  # absent in older checkpoints, as the next
+        self.changed = str(state.get("changed", ""))  # absent in older checkpoints, as the next
         self.data = state.get("data", "")
         self.history = [upgrade_names(line) for line in json.loads(state["history"])]
         self.step = self.step_saved = int(state["step"])

@@ -178,9 +178,13 @@ def test_the_committed_models_and_their_card(path):
     assert (ROOT / "pretrained" / "README.md").read_text() == export_weights.card()
     state = torch.load(path, weights_only=True)
     if path.stem.endswith(export_weights.FINE_TUNED):  # generator and scale are those of the model it names
-        original = torch.load(path.with_stem(path.stem.removesuffix(export_weights.FINE_TUNED)))["ema"]
-        same = {name: torch.equal(weight, state["ema"][name]) for name, weight in original.items()}
-        assert all(same[name] for name in same if not name.startswith("discriminator."))
+        name = path.stem.removesuffix(export_weights.FINE_TUNED)
+        kept = json.loads((RESULTS / f"real_encoder-{name}.json").read_text())
+        assert kept["model"]["images"] == state["images"]
+        original = torch.load(path.with_stem(name), weights_only=True)
+        same = {key: torch.equal(weight, state["ema"][key]) for key, weight in original["ema"].items()}
+        unchanged = state["images"] == original["images"]  # else it was trained further since
+        assert all(same[key] == unchanged for key in same if key.startswith("generator."))
         assert not same["discriminator.latent_head.weight"]
     else:
         exported = results_table.load(path.stem)["exported"]
