@@ -1501,8 +1501,9 @@ def check_memory(config: Config, device: torch.device) -> None:
         least = training_memory(dataclasses.replace(config, batch_size=world_size))  # an image a process
         each = (needed - least) / max(1, config.batch_size // world_size - 1)  # bytes are linear in the batch
         fitting = world_size * (1 + math.floor((free - least) / each)) if free > least else 0
-        none_fits = f"not even --batch-size {world_size} fits"
-        advice = f"--batch-size {fitting} would fit" if fitting else none_fits
+        advice = f"--batch-size {fitting} would fit"
+        if not fitting:
+            advice = f"not even --batch-size {world_size} fits"
         needs = f"training needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}"
         raise UserError(f"{needs}: {advice}")
 

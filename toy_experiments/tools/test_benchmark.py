@@ -152,9 +152,8 @@ def weight(c_out, c_in, size):
 def test_kernels_are_told_apart(kind, call):
     x = torch.randn(16, 32, 64, 64)
     square = torch.randn(1000, 1000)
-    tries = [flops.kernels(lambda: call(x, square)) for _ in range(3)]  # other processes can disturb one
-    assert all(sum(shares.values()) == pytest.approx(1) for shares in tries)
-    assert kind in [max(shares, key=shares.get) for shares in tries]
+    shares = flops.kernels(lambda: call(x, square))
+    assert max(shares, key=shares.get) == kind and sum(shares.values()) == pytest.approx(1)
 
 
 def link_images(root, n):
