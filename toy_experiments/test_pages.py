@@ -299,12 +299,18 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     said = f"came back {worth[0]:.1f} dB better with the scale, test faces {worth[1]:.2f} dB {gains}"
     assert said in toys
     assert a["swd"] < before[0]["swd"] and b["swd"] > before[1]["swd"]  # "nearer", "a little farther"
-    size = (
-        f"{large['images']:,} images of {large['trained_on']:,} photographs, {kept[2]['minutes']:.0f} minutes"
-    )
-    assert f"`{kept[2]['command']}`, {size}" in toys
-    ratio = large["swd"] / large["swd_test"]
-    assert f"{ratio:.1f} times as far from test images as other test images are. Of [test" in toys
+    size = f"{large['images']:,} images of {large['trained_on']:,} photographs"
+    assert f"{size} in {kept[2]['minutes']:.0f} minutes" in toys and kept[2]["stretches"] == 2
+    harsh = results_table.load("celeba128-300000")
+    assert f"{harsh['command']} --out runs/celeba128 {kept[2]['command']} ```" in toys
+    assert large["images"] == harsh["measures"]["images"] + kept[2]["settings"]["images"] >= 400_000
+    assert harsh["settings"]["r1_gamma"] == 10 * kept[2]["settings"]["r1_gamma"] == 4 * preset["r1_gamma"]
+    before_it = harsh["exported"]
+    was = f"{before_it['l_enc']:.2f}, {before_it['active']}, {before_it['psnr_gain_generated']:+.1f} dB and"
+    assert f"{before_it['images']:,} images, it was {was} {before_it['psnr_gain_test']:+.1f} dB" in toys
+    ratios = [result["swd"] / result["swd_test"] for result in (before_it, large)]
+    as_far = "{:.1f} times as far from test images as other test images are; now they are {:.1f} times"
+    assert as_far.format(*ratios) in toys
     ahead = []  # of the model without the scale, on generated and on test images
     for measure in ("psnr_generated", "psnr_test"):
         pairs = zip(*(result["curves"][measure] for result in kept[:2]), strict=True)
@@ -326,7 +332,6 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     assert f"the model with the scale lost {lost[0]:.1f} dB, and the other {lost[1]:.1f}" in toys
     assert all(x > 0 for n, x in zip(images, ahead[1], strict=True) if n > seen)
     assert f"it is ahead throughout, at the end by {ahead[1][-1]:.1f} dB" in toys
-    assert large["images"] >= 300_000
     rows = [a["distances"]["samples"], a["distances"]["other test images"], b["distances"]["samples"]]
     fine = "({:.0f} with the scale, {:.0f} without, against {:.0f})"
     assert fine.format(*(rows[i]["swd 64"] for i in (0, 2, 1))) in toys
