@@ -262,7 +262,7 @@ def test_the_page_tells_of_the_comparison_what_was_measured():
         f"those of the others {min(others):.1f} to {max(others):.1f}",
         f"between {photos['dlsgan']['swd']:.1f} and {photos['lia']['swd']:.1f}",
         f"L_enc rises from {l_enc[0]} to {l_enc[1]}, but the fine-tuned encoder belongs to a generator",
-        "generator](#an-encoder-for-real-photographs) it falls, from {:.3f} to {:.3f}".format(
+        "generator](#an-encoder-for-real-photographs) it rises, too, from {:.3f} to {:.3f}".format(
             *same_generator
         ),
     ):
