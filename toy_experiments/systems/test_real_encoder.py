@@ -255,6 +255,9 @@ def test_the_page_concludes_what_was_measured():
     gain = digits["fine-tuned"]["psnr_gain_test"]
     assert gain > 5 and f"at least +5 dB: met*, {gain:+.2f} dB. That is above LIA's" in text
     rows = json.loads((RESULTS / "compare-mnist-120000.json").read_text())["rows"]
+    budgets = {row["images"] for row in rows if row["method"].startswith("lia")}
+    assert budgets == {120_000} and digits["model"]["images"] + digits["images"] == 160_000
+    assert "Those had 120,000 images in all, this had 160,000" in text
     lia_gains = {row["method"]: row["psnr_gain_test"] for row in rows if row["method"].startswith("lia")}
     assert lia_gains["lia"] < gain < lia_gains["lia-mlp"] < gain + 0.3  # "a little below that to w"
     worse = [kept["fine-tuned"]["l_enc"] - kept["paper's"]["l_enc"] for kept in (digits, faces)]
