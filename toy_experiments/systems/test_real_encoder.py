@@ -234,13 +234,21 @@ def page_table():
 
 def test_the_page_tells_what_was_measured():
     text = page_text("toy_experiments/README.md")
-    assert page_table() in text
+    assert page_table() in text and f"of their pixels, with a weight of {real_encoder.PIXELS}," in text
+    slowest = 0.0
     for name, options in MODELS.items():
         kept = json.loads((RESULTS / f"real_encoder-{name}.json").read_text())
-        assert f"real_encoder {options}" in text and set(options.split()) <= set(kept["command"].split())
-        if name != "mnist-no-scale":  # which is said of digits
-            kind = {"celeba": "faces", "mnist": "digits"}[kept["model"]["dataset"]]
-            assert f"in {kept['minutes']:.0f} minutes for {kind}" in text
+        checkpoint, *flags = options.split(" --")
+        command = f"python -m toy_experiments.systems.real_encoder {checkpoint} "
+        assert kept["command"].startswith(command) and f"real_encoder {options}" in text
+        assert all(f" --{flag} " in kept["command"] for flag in flags)
+        assert kept["descent"]["test_images"] == int(options.split()[-1])
+        kind = {"celeba": "faces", "mnist": "digits"}[kept["model"]["dataset"]]
+        assert f"in {kept['minutes']:.0f} minutes for {kind}" in text
+        for one, other in zip(kept["paper's"]["one"], kept["fine-tuned"]["one"], strict=True):
+            ratio = one["milliseconds"] / other["milliseconds"]
+            slowest = max(slowest, ratio, 1 / ratio)
+    assert 1.2 < slowest < 1.25 and "the same work differs by up to a quarter from column to column" in text
 
 
 def test_the_page_concludes_what_was_measured():
