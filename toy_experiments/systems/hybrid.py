@@ -70,14 +70,21 @@ def descend(
     return result
 
 
-def curve(model: dlsgan.DLSGAN, x: Tensor, mean_image: Tensor, batch_size: int) -> list[dict]:
-    """Mean gain, and milliseconds an image, at STEPS of Adam on z from the encoder's guess, for images x [N,
-    C, H, W] that come batch_size at a time."""
+def curve(
+    model: dlsgan.DLSGAN,
+    x: Tensor,  # [N, C, H, W]
+    mean_image: Tensor,  # [C, H, W]
+    batch_size: int,  # so many images at a time
+    space: str = "z",  # or "w"
+) -> list[dict]:
+    """Mean gain, and milliseconds an image, at STEPS of Adam from the encoder's guess."""
     gains = []
     seconds = []
     for part in x.split(batch_size):
         encoding = seconds_to_encode(model, part)
-        _, trace = optimise(model.decode, part, model.encode(part), max(STEPS), STEP_SIZE)
+        given = starting_points(model, part)[space]
+        lr = STEP_SIZE * given["spread"]
+        _, trace = optimise(given["decode"], part, given["codes"]["encoder"], max(STEPS), lr)
         reached = [at(trace, step) for step in STEPS]
         gains.append([mean_gain(point, part, mean_image) for point in reached])
         seconds.append([encoding + point["seconds"] for point in reached])
@@ -96,5 +103,6 @@ def measure(model: dlsgan.DLSGAN, test: Tensor, count: int, steps: int) -> dict:
     x = test[:count]
     result["descent"] = descend(model, x, mean_image, steps)
     result["one"] = curve(model, x, mean_image, 1)
+    result["one_w"] = curve(model, x, mean_image, 1, "w")
     result["batch"] = curve(model, x, mean_image, count)
     return result

@@ -67,7 +67,7 @@ def test_the_loss_against_its_definition(trained):
     features = (difference @ difference / (wanted @ wanted)).item()
     l_enc = (z_error**2 * s**2).mean().item()
     prior = np.mean((lengths / (s * s * v).sum().item() - 1) ** 2)
-    expected = 30 * pixels + features + l_enc + (z_error**2).mean().item() + prior
+    expected = 20 * pixels + features + l_enc + (z_error**2).mean().item() + prior
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -163,6 +163,9 @@ def test_gains_by_descent_against_the_images_themselves(trained):
     assert points[1]["gain"] == pytest.approx(end.item(), abs=1e-2)
     times = [point["milliseconds"] for point in points]
     assert times == sorted(times)
+    behind = hybrid.curve(model, x, mean_image, 4, "w")
+    assert behind[0]["gain"] == points[0]["gain"]
+    assert behind[1]["gain"] == pytest.approx(found["w"], abs=1e-2)
 
 
 def test_the_experiment_from_a_run_to_the_figure(trained, monkeypatch, capsys):
@@ -198,7 +201,7 @@ def test_the_experiment_from_a_run_to_the_figure(trained, monkeypatch, capsys):
 # ---- The page ----------------------------------------------------------------------------------------------
 
 MODELS = {  # in the page's table, with the options of their commands
-    "celeba64": "pretrained/celeba64.pt --images 100000 --count 32",
+    "celeba64": "pretrained/celeba64.pt --images 150000 --count 32",
     "mnist": "runs/mnist --count 16",
     "mnist-no-scale": "runs/mnist-no-scale --count 16",
 }
@@ -211,8 +214,12 @@ def page_table():
         kept = json.loads((RESULTS / f"real_encoder-{name}.json").read_text())
         for encoder in ("paper's", "fine-tuned"):
             row = kept[encoder]
-            gains = ", ".join(f"{point['gain']:+.2f}" for point in row["one"])
-            times = ", ".join(f"{point['milliseconds']:.0f}" for point in row["one"])
+            descent, random = row["descent"], kept["random"]
+            gains = {}
+            times = {}
+            for way in ("one", "one_w"):
+                gains[way] = ", ".join(f"{point['gain']:+.2f}" for point in row[way])
+                times[way] = ", ".join(f"{point['milliseconds']:.0f}" for point in row[way])
             columns.append(
                 {
                     "": f"{name}, {encoder}",
@@ -221,11 +228,12 @@ def page_table():
                     "gain on generated images, dB": f"{row['psnr_gain_generated']:+.2f}",
                     "L_enc": f"{row['l_enc']:.3f}",
                     "test codes of usual length": f"{row['inside']:.0%}",
-                    "one by one, 0, 5, 20, 100 steps on z, dB": gains,
-                    "the same, milliseconds an image": times,
-                    "500 steps on z, dB": f"{row['descent']['z']:+.2f}",
-                    "500 steps on w, dB": f"{row['descent']['w']:+.2f}",
-                    "500 steps on z from random codes, dB": f"{kept['random']['z']:+.2f}",
+                    "one by one, 0, 5, 20, 100 steps on z, dB": gains["one"],
+                    "milliseconds": times["one"],
+                    "0, 5, 20, 100 steps on w, dB": gains["one_w"],
+                    "milliseconds, on w": times["one_w"],
+                    "500 steps on z, on w, dB": f"{descent['z']:+.2f}, {descent['w']:+.2f}",
+                    "the same from random codes, dB": f"{random['z']:+.2f}, {random['w']:+.2f}",
                 }
             )
     lines = [f"| {key} | {' | '.join(column[key] for column in columns)} |" for key in columns[0]]
@@ -245,9 +253,10 @@ def test_the_page_tells_what_was_measured():
         assert kept["descent"]["test_images"] == int(options.split()[-1])
         kind = {"celeba": "faces", "mnist": "digits"}[kept["model"]["dataset"]]
         assert f"in {kept['minutes']:.0f} minutes for {kind}" in text
-        for one, other in zip(kept["paper's"]["one"], kept["fine-tuned"]["one"], strict=True):
-            ratio = one["milliseconds"] / other["milliseconds"]
-            slowest = max(slowest, ratio, 1 / ratio)
+        for way in ("one", "one_w"):
+            for one, other in zip(kept["paper's"][way], kept["fine-tuned"][way], strict=True):
+                ratio = one["milliseconds"] / other["milliseconds"]
+                slowest = max(slowest, ratio, 1 / ratio)
     assert 1.2 < slowest < 1.25 and "the same work differs by up to a quarter from column to column" in text
 
 
@@ -269,11 +278,11 @@ def test_the_page_concludes_what_was_measured():
     lia_gains = {row["method"]: row["psnr_gain_test"] for row in rows if row["method"].startswith("lia")}
     assert lia_gains["lia"] < gain < lia_gains["lia-mlp"] < gain + 0.3  # "a little below that to w"
     worse = [kept["fine-tuned"]["l_enc"] - kept["paper's"]["l_enc"] for kept in (digits, faces)]
-    assert 0.05 < worse[0] < 0.06 < worse[1]  # "just on digits", "clearly on faces"
-    assert f"missed*, just on digits ({worse[0]:.3f} worse) and clearly on faces ({worse[1]:.3f})" in text
+    assert 0 < min(worse) and max(worse) <= 0.05
+    assert f"met*, {worse[0]:.3f} worse on digits and {worse[1]:.3f} on faces" in text
 
-    def after(kept, steps):
-        point = next(point for point in kept["fine-tuned"]["one"] if point["steps"] == steps)
+    def after(kept, steps, way="one"):
+        point = next(point for point in kept["fine-tuned"][way] if point["steps"] == steps)
         return point["gain"], point["milliseconds"]
 
     times = [f"{after(kept, 20)[1]:.0f} ms" for kept in (digits, faces)]
@@ -282,6 +291,10 @@ def test_the_page_concludes_what_was_measured():
     assert f"missed*, narrowly on digits, {against[0]}, and on faces, {against[1]}" in text
     short = [kept["random"]["z"] - after(kept, 20)[0] for kept in (digits, faces)]
     assert 0 < short[0] < 0.3 and short[1] > 0
+    on_w = [f"{after(kept, 20, 'one_w')[0]:+.1f} dB" for kept in (digits, faces)]
+    random_w = [f"{kept['random']['w']:+.1f}" for kept in (digits, faces)]
+    assert f"20 steps on w come to {on_w[0]} for a digit and {on_w[1]} for a face" in text
+    assert "500 on w from random codes to {} and {} dB".format(*random_w) in text
     gain, milliseconds = after(faces, 100)
     assert f"100 steps, in {milliseconds / 1000:.1f} s, come to {gain:+.1f} dB, nearly as far" in text
     assert faces["random"]["z"] - 0.1 < gain < faces["random"]["z"]  # "nearly as far"
