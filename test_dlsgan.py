@@ -3201,12 +3201,12 @@ def test_r11_methods_on_given_images():
     digits, photos = compared()
     of_test = [{method: row["psnr_gain_test"] for method, row in rows.items()} for rows in (digits, photos)]
     assert sorted(of_test[0], key=of_test[0].get)[-2:] == ["20-steps", "optimisation"]
-    assert of_test[0]["optimisation"] - of_test[0]["20-steps"] < 0.3
+    says("R11", "20", f"{of_test[0]['optimisation'] - of_test[0]['20-steps']:.1f}", "100")
     assert min(of_test[0][method] for method in ("lia", "lia-mlp", "real-encoder")) > of_test[0]["dlsgan"]
     assert of_test[1]["lia"] > of_test[1]["dlsgan"]
     seconds = {method: row["seconds_per_image"] for method, row in digits.items()}
     assert seconds["optimisation"] > 100 * seconds["dlsgan"]
-    assert seconds["optimisation"] > 4 * seconds["20-steps"]
+    assert 3.5 < seconds["optimisation"] / seconds["20-steps"] < 4.5  # "a quarter of the time"
 
 
 def test_r12_methods_on_their_own_images():
@@ -3214,13 +3214,19 @@ def test_r12_methods_on_their_own_images():
         gains = {method: row["psnr_gain_generated"] for method, row in rows.items()}
         others = {"no-scale", "lia", "lia-mlp", "encoder-after"} & gains.keys()
         assert all(gains["dlsgan"] > gains[method] for method in others) and "lia" in others
+    digits, photos = (
+        {method: row["psnr_gain_generated"] for method, row in rows.items()} for rows in compared()
+    )
+    ahead = sorted(digits, key=lambda method: -digits[method])[:6]
+    assert ahead == ["20-steps", "optimisation", "eigengan", "real-encoder", "dlsgan", "lia"]
+    assert digits["dlsgan"] - digits["encoder-after"] > 4  # "far ahead"
+    assert digits["dlsgan"] - digits["lia"] < 0.1  # "hardly behind"
+    assert photos["dlsgan"] - photos["lia"] > 4  # "far behind"
     digits, _ = compared()
-    ahead = sorted(digits, key=lambda method: -digits[method]["psnr_gain_generated"])[:5]
-    assert ahead == ["20-steps", "optimisation", "eigengan", "real-encoder", "dlsgan"]
+    assert digits["eigengan"]["parameters"] > digits["dlsgan"]["parameters"]  # "from a larger generator"
     swd = {method: row["swd"] for method, row in digits.items()}
-    assert swd["eigengan"] == max(swd.values())  # "from poorer samples"
-    assert abs(swd["dlsgan"] / swd["no-scale"] - 1) < 0.05  # "about as near to the data"
-    assert swd["encoder-after"] == min(swd.values()) < 0.9 * swd["dlsgan"]  # "of the plain GAN are nearest"
+    assert abs(swd["dlsgan"] / swd["no-scale"] - 1) < 0.05
+    assert 1.08 < max(swd.values()) / min(swd.values()) < 1.12  # "differ by a tenth"
 
 
 def test_r08_factors_in_the_live_latents():

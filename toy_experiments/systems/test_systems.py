@@ -228,18 +228,19 @@ def test_the_page_tells_of_the_comparison_what_was_measured():
     own = {method: f"{row['psnr_gain_generated']:+.2f}" for method, row in photos.items()}
 
     best = sorted(digits, key=lambda method: -digits[method]["psnr_gain_test"])
-    assert best[:5] == ["optimisation", "20-steps", "lia-mlp", "real-encoder", "lia"]
-    assert best[5:] == ["dlsgan", "no-scale", "eigengan", "encoder-after"]
+    assert best[:5] == ["optimisation", "20-steps", "lia-mlp", "lia", "real-encoder"]
+    assert best[5:] == ["dlsgan", "eigengan", "no-scale", "encoder-after"]
     by_own = sorted(digits, key=lambda method: -digits[method]["psnr_gain_generated"])
-    assert by_own[:5] == ["20-steps", "optimisation", "eigengan", "real-encoder", "dlsgan"]
+    assert by_own[:6] == ["20-steps", "optimisation", "eigengan", "real-encoder", "dlsgan", "lia"]
+    hardly = digits["dlsgan"]["psnr_gain_generated"] - digits["lia"]["psnr_gain_generated"]
+    assert 0 < hardly < 0.1 < spread_of_seeds("psnr_gain_generated")  # "hardly less"
     assert digits["eigengan"]["parameters"] > digits["dlsgan"]["parameters"]
     seconds = {method: row["seconds_per_image"] for method, row in digits.items()}
-    assert 4 < seconds["optimisation"] / seconds["20-steps"] < 6  # "in a fifth of the time"
+    assert 3.5 < seconds["optimisation"] / seconds["20-steps"] < 4.5  # "in a quarter of the time"
     swd = {method: row["swd"] for method, row in digits.items()}
     plain_gan = ("encoder-after", "lia-mlp", "optimisation")  # one generator
-    others = [swd[method] for method in swd if method not in plain_gan]
-    assert len({swd[method] for method in plain_gan}) == 1 and swd["lia-mlp"] < min(others)
-    assert max(swd, key=swd.get) == "eigengan"
+    assert len({swd[method] for method in plain_gan}) == 1
+    assert max(swd.values()) - min(swd.values()) < 1.5 * spread_of_seeds("swd")  # "none is clearly ahead"
     l_enc = [f"{digits[method]['l_enc']:.2f}" for method in ("dlsgan", "real-encoder")]
     tuned = json.loads((RESULTS / "real_encoder-mnist.json").read_text())
     same_generator = [tuned[encoder]["l_enc"] for encoder in ("paper's", "fine-tuned")]
@@ -247,19 +248,20 @@ def test_the_page_tells_of_the_comparison_what_was_measured():
         digits_table,
         photos_table,
         f"descent ({test['optimisation']} dB over the mean digit",
-        f"come nearly as far ({test['20-steps']} dB)",
-        f"is first ({test['lia-mlp']})",
-        f"fine-tuned on real digits ({test['real-encoder']})",
-        f"an invertible map ({test['lia']}) and DLSGAN as the paper has it ({test['dlsgan']})",
-        f"DLSGAN without the scale ({test['no-scale']}), EigenGAN ({test['eigengan']}) "
+        f"20 steps from DLSGAN's guess ({test['20-steps']} dB)",
+        f"w of an ordinary map ({test['lia-mlp']}) and the one through an invertible map ({test['lia']})",
+        f"fine-tuned on real digits ({test['real-encoder']}), and DLSGAN as the paper has it "
+        f"({test['dlsgan']})",
+        f"EigenGAN ({test['eigengan']}), DLSGAN without the scale ({test['no-scale']}) "
         f"and an encoder trained afterwards ({test['encoder-after']}) follow",
         f"of DLSGAN lie {spread_of_seeds('psnr_gain_test'):.2f} dB apart",
-        f"({generated['dlsgan']} dB, fine-tuned {generated['real-encoder']}; "
-        f"LIA {generated['lia-mlp']} and {generated['lia']}), and behind EigenGAN ({generated['eigengan']},",
-        f"CelebA it is {own['dlsgan']} dB, where LIA has {own['lia']}",
+        f"has {generated['dlsgan']} dB (fine-tuned {generated['real-encoder']})",
+        f"LIA has {generated['lia']} through its map, hardly less, and {generated['lia-mlp']} to w",
+        f"EigenGAN has more ({generated['eigengan']}, with a larger generator)",
+        f"CelebA DLSGAN has {own['dlsgan']} dB, and LIA {own['lia']}",
         f"({generated['optimisation']} dB, and {generated['20-steps']} from DLSGAN's guess)",
-        f"distance is {swd['lia-mlp']:.1f} after two thirds of the images, "
-        f"those of the others {min(others):.1f} to {max(others):.1f}",
+        f"distances lie between {min(swd.values()):.1f} and {max(swd.values()):.1f}, "
+        f"and three seeds of DLSGAN are {spread_of_seeds('swd'):.1f} apart",
         f"between {photos['dlsgan']['swd']:.1f} and {photos['lia']['swd']:.1f}",
         f"L_enc rises from {l_enc[0]} to {l_enc[1]}, but the fine-tuned encoder belongs to a generator",
         "generator](#an-encoder-for-real-photographs) it rises, too, from {:.3f} to {:.3f}".format(
