@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,9 @@ def test_the_page_tells_what_was_measured():
         assert kept["descent"]["test_images"] == int(options.split()[-1])
         kind = {"celeba": "faces", "mnist": "digits"}[kept["model"]["dataset"]]
         assert f"in {kept['minutes']:.0f} minutes for {kind}" in text
+        if name != "mnist-no-scale":
+            time = f"{kept['minutes']:.0f} (minutes of .+ )?for {kept['images']:,} {kind}"
+            assert re.search(time, " ".join(real_encoder.__doc__.split()))
         for way in ("one", "one_w"):
             for one, other in zip(kept["paper's"][way], kept["fine-tuned"][way], strict=True):
                 ratio = one["milliseconds"] / other["milliseconds"]
