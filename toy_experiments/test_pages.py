@@ -318,6 +318,11 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     images = kept[0]["curves"]["images"]
     behind = max(n for n, x in zip(images, ahead[0], strict=True) if x < 0)
     assert f"ahead from {behind + 16_000:,} images on, at the end by {ahead[0][-1]:.1f} dB" in toys
+    by_gain = [result["curves"]["psnr_gain_generated"][-1] for result in kept[:2]]
+    assert f"allows for the mean image of each model, is {by_gain[0] - by_gain[1]:.1f} dB apart" in toys
+    l_enc = dict(zip(images, kept[1]["curves"]["l_enc"], strict=True))
+    late = [value for n, value in l_enc.items() if n >= 80_000]
+    assert f"stays between {min(late):.2f} and {max(late):.2f} from 80,000 images on" in toys
     gains = [dict(zip(images, result["curves"]["psnr_gain_test"], strict=True)) for result in kept[:2]]
     same = {f"both come to the same {gain[seen]:+.1f} dB in the first stretch" for gain in gains}
     assert len(same) == 1 and same.pop() in toys

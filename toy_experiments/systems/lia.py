@@ -17,7 +17,7 @@ discriminator, without batch norm.
 
     python -m toy_experiments.systems.lia --dataset mnist   14 minutes, one core; draws results/lia-mnist.png
 
-It prints measures of each system and "|phi(phi^-1(y)) - y| at most 2e-15 in float64". A second call goes on
+It prints measures of each system and "|phi(phi^-1(y)) - y| at most 1e-14 in float64". A second call goes on
 with what has been trained, in runs/DATASET-IMAGES.
 """
 

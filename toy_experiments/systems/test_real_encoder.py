@@ -316,4 +316,7 @@ def test_the_page_concludes_what_was_measured():
     assert said in text and ahead[0] > 0 > ahead[1]
     l_enc = f"L_enc {digits['fine-tuned']['l_enc']:.2f} against {plain['fine-tuned']['l_enc']:.2f}"
     assert f"{l_enc} after fine-tuning" in text
-    assert plain["fine-tuned"]["descent"]["z"] > last["z"]
+    higher = {space: plain["fine-tuned"]["descent"][space] - last[space] for space in ("z", "w")}
+    assert higher["z"] > 0 > higher["w"]
+    said = f"{higher['z']:.1f} dB higher without it on z, and {-higher['w']:.1f} dB lower on w"
+    assert said in text
