@@ -2896,8 +2896,8 @@ def test_c17_the_sum_of_v_counts_what_passes():
 
 
 def test_c18_a_generator_that_moves_removes_the_loss():
-    """For fixed directions the best scale keeps all five alive, and $L_{enc}$ stays above 0.5; if the
-    directions may learn as well, two dimensions remain and $L_{enc}$ falls below 0.05 [C18]."""
+    """With fixed directions no scale helps: the best one keeps all five alive, and $L_{enc}$ stays above 0.5;
+    if the directions may learn as well, two dimensions remain and $L_{enc}$ falls below 0.05 [C18]."""
     angle = np.pi * np.arange(5) / 5 + 0.03 * np.random.default_rng(0).normal(size=5)
     fixed, moved = linear_gaussian.moving_generator(
         np.stack((np.cos(angle), np.sin(angle))), 0.1, 1500
@@ -3135,10 +3135,11 @@ def test_r15_what_the_clamp_is_worth():
     says("R15", l_enc, gain, kept)
 
 
-def test_r16_digits_after_a_longer_training():
+def test_r16_digits_of_the_larger_model():
     longer, *numbers = judged_digits("mnist")
     shorter, *_ = judged_digits("mnist-seed-0")
-    assert longer["psnr_gain_test"] > shorter["psnr_gain_test"] + 0.3 and longer["kept"] < shorter["kept"]
+    assert longer["psnr_gain_test"] > shorter["psnr_gain_test"] + 1
+    assert longer["kept"] > shorter["kept"] + 0.02
     says("R16", f"{results_table.load('mnist')['measures']['images']:,}", *numbers)
 
 

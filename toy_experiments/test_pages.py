@@ -90,13 +90,24 @@ def test_what_the_readme_says_of_digits_and_speeds():
     text = page_text("README.md")
     digits = [judged(f"mnist-seed-{seed}") for seed in range(3)]
     plain = [judged(f"mnist-seed-{seed}-no-scale") for seed in range(3)]
-    unclamped, longer = judged("mnist-unclamped"), judged("mnist")
+    unclamped, longer, wide = (judged(f"mnist{x}") for x in ("-unclamped", "-narrow", ""))
     readable = [f"{np.mean([m['readable'] for m in runs]):.0%}" for runs in (digits, plain)]
     sure = f"of {readable[0]} of the samples after 120,000 images"
     assert f"is sure {sure} ({readable[1]} without the scale), of" in text
-    assert f"without the scale), of {longer['readable']:.0%} after 300,000" in text
+    assert f"without the scale), of {longer['readable']:.0%} after 300,000, of" in text
+    assert f"of {wide['readable']:.0%} with wider layers, and" in text
     assert f"and of {longer['readable_test']:.0%} of the test digits" in text
-    assert results_table.load("mnist")["measures"]["images"] == 300_000
+    kept = [results_table.load(name) for name in ("mnist", "mnist-narrow")]
+    assert [result["measures"]["images"] for result in kept] == [300_000, 300_000]
+    gains = [f"{m['psnr_gain_test']:+.1f} dB" for m in (wide, longer)]
+    assert f"come back {gains[0]} above the mean digit after 300,000 images, against {gains[1]}" in text
+    assert f"and {wide['kept']:.0%} keep their class, against {longer['kept']:.0%}" in text
+    assert wide["kept"] > longer["kept"] + 0.02 and wide["psnr_gain_test"] > longer["psnr_gain_test"] + 0.8
+    sizes = [result["settings"] for result in kept]
+    for key in ("channel_base", "channel_max", "latent_dim"):  # "twice the channels, d = 128"
+        assert sizes[0][key] == 2 * sizes[1][key]
+    assert f"took {kept[0]['minutes']:.0f} minutes on a core with AVX2" in text
+    assert kept[0]["machine"].endswith("AVX2")
     worth = [a["psnr_gain_test"] - b["psnr_gain_test"] for a, b in zip(digits, plain, strict=True)]
     said = f"is worth {min(worth):.1f} to {max(worth):.1f} dB after 120,000 images, seed by seed"
     assert f"{said}, and nothing in the share" in text
@@ -159,7 +170,10 @@ def test_what_the_pages_say_of_time_and_of_the_trials_on_faces():
     assert 17 < digits["measures"]["images"] / 60 / slower < 23  # "twenty", without the evaluations
     said = f"in {digits['minutes']:.0f} minutes on one core with AVX-512, and some 20 with AVX2"
     assert said in tutorial and "32x32: 20 minutes on one CPU core" in dlsgan.__doc__
-    assert "AVX512" in digits["machine"] and "(`--images 300000`)" in tutorial
+    assert "AVX512" in digits["machine"]
+    larger = results_table.load("mnist")
+    assert f"took longer, {larger['minutes']:.0f} minutes with AVX2" in tutorial
+    assert larger["machine"].endswith("AVX2") and larger["settings"]["latent_dim"] == 128
 
 
 def test_what_the_page_says_of_the_trials_on_faces():
