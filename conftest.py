@@ -16,6 +16,7 @@ from torch import nn
 
 import dlsgan
 from toy_experiments.shared import training
+from toy_experiments.tools import results_table
 
 ROOT = Path(__file__).parent
 TINY = {
@@ -88,6 +89,11 @@ def perfect_model(pixels=16):
 def page_text(page):
     """A page of the repository, every run of white space as one space."""
     return " ".join((ROOT / page).read_text().split())
+
+
+def judged(name):
+    """What the judges of toy_experiments.settings said of a kept run."""
+    return results_table.load(name)["judged"]
 
 
 def run_command(module, *arguments):

@@ -7,17 +7,22 @@ import numpy as np
 import pytest
 
 import dlsgan
-from conftest import ROOT, page_text
+from conftest import ROOT, judged, page_text
 from toy_experiments import settings
 from toy_experiments.shared.cli import RESULTS
-from toy_experiments.tools import paper_figures, results_table
-
-PAIR = ("celeba64", "celeba64-no-scale")
+from toy_experiments.tools import results_table
 
 
 def test_the_readme_table_comes_from_the_judged_runs():
     text = (ROOT / "README.md").read_text()
     assert results_table.found() in text and "| 3 |" in text  # three seeds
+
+
+def test_the_smallest_set_that_a_shipped_model_learned_from():
+    names = [path.stem for path in dlsgan.PRETRAINED.glob("*.pt") if "real-encoder" not in path.stem]
+    least = min(results_table.load(name)["exported"]["trained_on"] for name in names)
+    said = f"no model here has learned from fewer than {least:,}"
+    assert said in page_text("README.md") and said in (ROOT / "tutorial.ipynb").read_text()
 
 
 @pytest.mark.parametrize("page", ["README.md", "toy_experiments/README.md", "pretrained/README.md"])
@@ -34,10 +39,6 @@ def test_links_of_the_pages_lead_to_files_and_headings(page):
                 titles = re.findall(r"^#+ (.+)$", file.read_text(), re.M)
                 anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
                 assert heading in anchors, target
-
-
-def judged(name):
-    return results_table.load(name)["judged"]
 
 
 def test_what_the_readme_says_of_the_cartoon_runs():
@@ -86,7 +87,7 @@ def test_what_the_readme_says_of_the_cartoon_runs():
     assert f"--lr-final 0.1 --seed 1`, {minutes:.0f} minutes on one core with AVX-512" in text
 
 
-def test_what_the_readme_says_of_digits_and_speeds():
+def test_what_the_readme_says_of_digits():
     text = page_text("README.md")
     digits = [judged(f"mnist-seed-{seed}") for seed in range(3)]
     plain = [judged(f"mnist-seed-{seed}-no-scale") for seed in range(3)]
@@ -95,13 +96,14 @@ def test_what_the_readme_says_of_digits_and_speeds():
     sure = f"of {readable[0]} of the samples after 120,000 images"
     assert f"is sure {sure} ({readable[1]} without the scale), of" in text
     assert f"without the scale), of {longer['readable']:.0%} after 300,000, of" in text
-    assert f"of {wide['readable']:.0%} with wider layers, and" in text
+    assert f"of {wide['readable']:.0%} of those of the larger model, and" in text
+    assert wide["readable"] < longer["readable"]  # "no easier to read"
     assert f"and of {longer['readable_test']:.0%} of the test digits" in text
     kept = [results_table.load(name) for name in ("mnist", "mnist-narrow")]
     assert [result["measures"]["images"] for result in kept] == [300_000, 300_000]
     gains = [f"{m['psnr_gain_test']:+.1f} dB" for m in (wide, longer)]
     assert f"come back {gains[0]} above the mean digit after 300,000 images, against {gains[1]}" in text
-    assert f"and {wide['kept']:.0%} keep their class, against {longer['kept']:.0%}" in text
+    assert f"and {wide['kept']:.1%} keep their class, against {longer['kept']:.1%}" in text
     assert wide["kept"] > longer["kept"] + 0.02 and wide["psnr_gain_test"] > longer["psnr_gain_test"] + 0.8
     sizes = [result["settings"] for result in kept]
     for key in ("channel_base", "channel_max", "latent_dim"):  # "twice the channels, d = 128"
@@ -117,6 +119,10 @@ def test_what_the_readme_says_of_digits_and_speeds():
     assert "is sure of {} of the samples at gamma 10, and of {} at 2".format(*by_gamma) in text
     assert "little of what the encoder learned helps with real digits" in text
     assert unclamped["psnr_gain_test"] < 1.5 < 3 < digits[0]["psnr_gain_test"]
+
+
+def test_what_the_pages_say_of_speeds():
+    text = page_text("README.md")
     kept = json.loads((RESULTS / "speed-avx512.json").read_text())
     floors = [kept[f"floor, {n} threads"] for n in (1, 2)]
     of_floor = [row["step/floor"] for rows in floors for name, row in rows.items() if "128x128" in name]
@@ -140,9 +146,14 @@ def test_what_the_readme_says_of_digits_and_speeds():
     toys = page_text("toy_experiments/README.md")
     assert f"at {min(small):.0f} to {max(small):.1f} times their floor on one AVX2 thread" in toys
     assert f"make a preset {min(gains):.1f} to {max(gains):.1f} times as fast" in text
+    one_thread = [x["presets, 1 threads: before, after, gain"] for x in (slower, kept)]
+    paper = [f"{rows['celeba, batch 4']['on']:.1f}" for rows in one_thread]
+    assert (
+        "at {} images/s on one thread with AVX2 and at {} with AVX-512 (batches of 4)".format(*paper) in text
+    )
 
 
-def test_what_the_pages_say_of_time_and_of_the_trials_on_faces():
+def test_what_the_pages_say_of_time():
     fastest = min(results_table.load(f"cartoon-seed-{seed}")["minutes"] for seed in range(3))
     images = dlsgan.Config().images
     speed = round(images / 60 / fastest, -1)
@@ -153,7 +164,7 @@ def test_what_the_pages_say_of_time_and_of_the_trials_on_faces():
     assert f"on two cores with AVX-512 it took {other['minutes']:.0f}." in page_text("README.md")
     same = results_table.load("cartoon-seed-0")["measures"]
     found = f"{other['measures']['active']} dimensions and {other['measures']['psnr_gain_test']:.1f} dB"
-    instead = f"not {same['active']} and {same['psnr_gain_test']:.1f}"
+    instead = f"not {same['active']} and {same['psnr_gain_test']:.1f} (of 256 images)"
     assert f"found {found} on test faces, {instead}" in page_text("README.md")
     lower = found.replace(" dimensions and", " and came to")
     assert (
@@ -176,45 +187,12 @@ def test_what_the_pages_say_of_time_and_of_the_trials_on_faces():
     assert larger["machine"].endswith("AVX2") and larger["settings"]["latent_dim"] == 128
 
 
-def test_what_the_page_says_of_the_trials_on_faces():
-    toys = page_text("toy_experiments/README.md")
-    names = ("channel-base-512", "channel-base-1024", "gamma-1-from-the-start", "d-512", "d-512-no-scale")
-    kept = [json.loads((results_table.TRIALS / f"{name}.json").read_text()) for name in names]
-    narrow, wide, weak, large, large_plain = (result["measures"] for result in kept)
-    assert f"see {narrow['images']:,} images and the wide ones {wide['images']:,}" in toys
-    assert f"found more dimensions ({narrow['active']} and {wide['active']})" in toys
-    assert abs(narrow["psnr_gain_test"] - wide["psnr_gain_test"]) < 0.15 and "back equally well" in toys
-    curves = results_table.load("celeba64")["curves"]
-    gains = dict(zip(curves["images"], curves["psnr_gain_test"], strict=True))
-    live = dict(zip(curves["images"], curves["active"], strict=True))
-    said = f"test faces come back {weak['psnr_gain_test']:+.1f} dB above the mean face with gamma 1"
-    assert said in toys
-    said = f"comes to {gains[32_000]:+.1f} dB after 32,000 images and {gains[48_000]:+.1f} dB after 48,000"
-    assert said in toys and f"{live[112_000]:.0f} are live after 112,000 images" in toys
-    assert f"{large['active']} are live after {large['images']:,} images" in toys
-    assert f"learns nothing (L_enc {large_plain['l_enc']:.2f})" in toys and large_plain["l_enc"] > 0.98
-    of_128 = [json.loads((results_table.TRIALS / f"d-128{x}.json").read_text()) for x in ("", "-no-scale")]
-    worth = []  # of the scale, in dB, on generated and on test images
-    for a, b in (of_128, [results_table.load(name) for name in PAIR]):
-        for kind in ("generated", "test"):
-            worth.append(a["exported"][f"psnr_gain_{kind}"] - b["exported"][f"psnr_gain_{kind}"])
-    assert (
-        "come back {:.1f} dB better with the scale than without, and test faces {:.1f} dB".format(*worth)
-        in toys
-    )
-    assert "today {:.1f} and {:.1f} dB".format(*worth[2:]) in toys
-    far = [result["judged"]["swd_ratio"] for result in of_128] + [judged(name)["swd_ratio"] for name in PAIR]
-    with_128, without_128, now, without = (f"{ratio:.2f}" for ratio in far)
-    assert f"were {with_128} times as far from test images as other test images are" in toys
-    assert f"are {now} times as far today (without it {without_128} and {without})" in toys
-    assert f"with the scale as without it ({now} and {without})" in page_text("README.md")
-    assert abs(far[2] - far[3]) < 0.05
-
-
 def test_what_the_pages_say_of_settings_at_equal_time():
     kept = settings.sorted_runs(json.loads((RESULTS / "settings.json").read_text()))
     toys, text = page_text("toy_experiments/README.md"), page_text("README.md")
     assert settings.table(kept) in (ROOT / "toy_experiments/README.md").read_text()
+    minutes = [result["processor_minutes"] for result in kept.values()]
+    assert f"(factors, digits, distances) | {min(minutes):.0f} to {max(minutes):.0f} min a run |" in toys
     runs = {key.split(", ")[0]: r["measures"] for key, r in kept.items()}
     of_digits = {name: runs.pop(name) for name in list(runs) if name.startswith("mnist+")}
     gain = {name: m["psnr_gain_test"] for name, m in runs.items()}
@@ -279,152 +257,3 @@ def test_the_tables_of_all_runs_come_from_the_kept_results():
 
 def test_the_page_tells_of_speeds_what_was_measured():
     assert results_table.speeds() in (ROOT / "toy_experiments" / "README.md").read_text()
-
-
-def test_the_pages_tell_of_the_pair_what_was_measured():
-    main = page_text("README.md")
-    toys = page_text("toy_experiments/README.md")
-    table, _ = results_table.compare(list(PAIR)).split("\n\n")
-    assert " ".join(table.split()) in toys
-    kept = [results_table.load(name) for name in (*PAIR, "celeba128")]
-    a, b, large = (result["exported"] for result in kept)
-    first = results_table.load("celeba64-304000")
-    seen = first["measures"]["images"]
-    preset = dict(dlsgan.PRESETS["celeba64"])
-    assert abs(seen / preset.pop("images") - 1) < 0.02
-    for key in ("lr_final", "encoder_weight_final", "r1_gamma_final"):  # "fall as the preset's do"
-        fallen = first["settings"][key] ** (seen / first["settings"]["images"])
-        assert fallen == pytest.approx(preset.pop(key), rel=0.02)
-    assert first["settings"].items() >= preset.items()
-    second = results_table.load("celeba64-544000")
-    assert second["measures"]["images"] == seen + second["settings"]["images"]
-    third = results_table.load("celeba64-844000")
-    assert third["measures"]["images"] == second["measures"]["images"] + third["settings"]["images"]
-    assert a["images"] == b["images"] == third["measures"]["images"] + kept[0]["settings"]["images"]
-    assert kept[0]["stretches"] == kept[1]["stretches"] == 4 and a["images"] > 1_000_000
-    assert f"{kept[0]['minutes']:.0f} minutes with the scale and {kept[1]['minutes']:.0f} without it" in toys
-    assert f"{kept[0]['minutes']:.0f} minutes in all on one core, three of them with AVX-512" in main
-    before = [results_table.load(f"celeba64-844000{x}")["exported"] for x in ("", "-no-scale")]
-    worth = [
-        before[0][f"psnr_gain_{kind}"] - before[1][f"psnr_gain_{kind}"] for kind in ("generated", "test")
-    ]
-    assert f"(SWD {before[0]['swd']:.1f} and {before[1]['swd']:.1f} before it)" in toys
-    gains = f"({before[0]['psnr_gain_test']:+.2f} against {before[1]['psnr_gain_test']:+.2f})"
-    said = f"came back {worth[0]:.1f} dB better with the scale, test faces {worth[1]:.2f} dB {gains}"
-    assert said in toys
-    assert a["swd"] < before[0]["swd"] and b["swd"] > before[1]["swd"]  # "nearer", "a little farther"
-    size = f"{large['images']:,} images of {large['trained_on']:,} photographs"
-    assert f"{size} in {kept[2]['minutes']:.0f} minutes" in toys and kept[2]["stretches"] == 2
-    harsh = results_table.load("celeba128-300000")
-    assert f"{harsh['command']} --out runs/celeba128 {kept[2]['command']} ```" in toys
-    assert large["images"] == harsh["measures"]["images"] + kept[2]["settings"]["images"] >= 400_000
-    assert harsh["settings"]["r1_gamma"] == 10 * kept[2]["settings"]["r1_gamma"] == 4 * preset["r1_gamma"]
-    before_it = harsh["exported"]
-    was = f"{before_it['l_enc']:.2f}, {before_it['active']}, {before_it['psnr_gain_generated']:+.1f} dB and"
-    assert f"{before_it['images']:,} images, it was {was} {before_it['psnr_gain_test']:+.1f} dB" in toys
-    ratios = [result["swd"] / result["swd_test"] for result in (before_it, large)]
-    as_far = "{:.1f} times as far from test images as other test images are; now they are {:.1f} times"
-    assert as_far.format(*ratios) in toys
-    ahead = []  # of the model without the scale, on generated and on test images
-    for measure in ("psnr_generated", "psnr_test"):
-        pairs = zip(*(result["curves"][measure] for result in kept[:2]), strict=True)
-        ahead.append([x - y for x, y in pairs])
-    images = kept[0]["curves"]["images"]
-    behind = max(n for n, x in zip(images, ahead[0], strict=True) if x < 0)
-    assert f"ahead from {behind + 16_000:,} images on, at the end by {ahead[0][-1]:.1f} dB" in toys
-    by_gain = [result["curves"]["psnr_gain_generated"][-1] for result in kept[:2]]
-    assert f"allows for the mean image of each model, is {by_gain[0] - by_gain[1]:.1f} dB apart" in toys
-    l_enc = dict(zip(images, kept[1]["curves"]["l_enc"], strict=True))
-    late = [value for n, value in l_enc.items() if n >= 80_000]
-    assert f"stays between {min(late):.2f} and {max(late):.2f} from 80,000 images on" in toys
-    gains = [dict(zip(images, result["curves"]["psnr_gain_test"], strict=True)) for result in kept[:2]]
-    same = {f"both come to the same {gain[seen]:+.1f} dB in the first stretch" for gain in gains}
-    assert len(same) == 1 and same.pop() in toys
-    later = [[gain[n] for n in images if n > seen] for gain in gains]
-    low, high = f"{min(later[0]):+.1f}", f"{max(later[0]):+.1f}"
-    assert f"falls to {later[1][-1]:+.1f} dB, the one with it stays between {low} and {high}" in toys
-    judgements = [
-        (judged(name)["psnr_gain_test"], judged(f"celeba64-304000{x}")["psnr_gain_test"])
-        for name, x in zip(PAIR, ("", "-no-scale"), strict=True)
-    ]
-    lost = [first - last for last, first in judgements]
-    assert f"the model with the scale lost {lost[0]:.1f} dB, and the other {lost[1]:.1f}" in toys
-    assert all(x > 0 for n, x in zip(images, ahead[1], strict=True) if n > seen)
-    assert f"it is ahead throughout, at the end by {ahead[1][-1]:.1f} dB" in toys
-    rows = [a["distances"]["samples"], a["distances"]["other test images"], b["distances"]["samples"]]
-    fine = "({:.0f} with the scale, {:.0f} without, against {:.0f})"
-    assert fine.format(*(rows[i]["swd 64"] for i in (0, 2, 1))) in toys
-    assert "({:.0f} against {:.0f}, and {:.0f} without)".format(*(row["swd 16"] for row in rows)) in toys
-    dead, weakest = sorted(a["v"])[-1 - a["active"] :][:2]
-    assert f"after the {a['active']}th dimension, from {weakest:.2f} to {dead:.2f}" in toys
-    settings = [result["settings"] for result in kept]
-    assert {key for key in settings[0] if settings[0][key] != settings[1][key]} == {"latent_scale"}
-    difference = f"{a['psnr_gain_generated'] - b['psnr_gain_generated']:.1f} dB"
-    generated = f"{a['psnr_gain_generated']:+.1f} against {b['psnr_gain_generated']:+.1f}"
-    logits = [" and ".join(f"{x[f'logits_{name}']:+.2f}" for name in ("train", "test")) for x in (a, b)]
-    found = f"L_enc {large['l_enc']:.2f}, {large['active']} live dimensions"
-    gains = (
-        f"{large['psnr_gain_generated']:+.1f} dB on generated images and {large['psnr_gain_test']:+.1f} dB"
-    )
-    apart = a["psnr_gain_test"] - b["psnr_gain_test"]
-    for sentence in (
-        f"stays high without it.* {a['l_enc']:.2f} and {b['l_enc']:.2f}.",
-        f"the error of z is {a['mse_z']:.2f} against {b['mse_z']:.2f}",
-        f"By {difference} ({generated} over each one's mean image)",
-        f"SSIM {a['ssim_generated']:.2f} against {b['ssim_generated']:.2f}",
-        f"{a['psnr_gain_test']:+.2f} dB against {b['psnr_gain_test']:+.2f} over the mean face",
-        f"{apart:.2f} dB for the scale",
-        f"{a['swd']:.1f} against {b['swd']:.1f} (other test images: {a['swd_test']:.1f})",
-        f"spread {a['spread']:.2f} and {b['spread']:.2f}",
-        f"{a['active']} of {kept[0]['latent_dim']} dimensions are live",
-        f", {b['active']} of them above 1/2",
-        f"between {min(b['v']):.2f} and {max(b['v']):.2f}",
-        f"{found}, {gains} on test images",
-        f"The entropy of z * s is {a['entropy']:.1f} against {b['entropy']:.1f} nats",
-        f"({'; '.join(logits)})",
-    ):
-        assert sentence in toys, sentence
-    for sentence in (
-        f"L_enc from {b['l_enc']:.2f} to {a['l_enc']:.2f}",
-        f"({a['psnr_gain_test']:+.2f} against {b['psnr_gain_test']:+.2f} dB over the mean face;",
-    ):
-        assert sentence in main, sentence
-    assert f"generated faces come back {difference} better" in main
-    assert f"scale {a['active']} of {kept[0]['latent_dim']} dimensions are live" in main
-
-
-def test_the_page_tells_what_is_left_of_test_faces():
-    toys = page_text("toy_experiments/README.md")
-    with_scale, without = (judged(name)["recognised"] for name in PAIR)
-    rows = {
-        "from z_hat, with the scale": with_scale["from z_hat"],
-        "from z_hat, without": without["from z_hat"],
-        "from reconstructions, with the scale": with_scale["from reconstructions"],
-        "from reconstructions, without": without["from reconstructions"],
-        "from the photographs": with_scale["from the images"],
-    }
-    for title, scores in rows.items():
-        assert f"| {title} | {' | '.join(f'{score:.0%}' for score in scores.values())} |" in toys
-    for scores in (with_scale, without):
-        read = [f"{scores['from z_hat'][name]:.0%}" for name in ("Male", "Bangs")]
-        assert " and ".join(read) in toys or ", ".join(read) in toys
-    youth = [f"{scores['from z_hat']['Young']:.0%}" for scores in (with_scale, without)]
-    assert (
-        "a little worse with the scale (youth {} against {}), a smile a little better".format(*youth) in toys
-    )
-    better = {
-        name: with_scale["from z_hat"][name] - without["from z_hat"][name]
-        for name in with_scale["from z_hat"]
-    }
-    assert max(better["Male"], better["Young"]) < 0 < better["Smiling"]
-    smiles = [f"{scores['from reconstructions']['Smiling']:.0%}" for scores in (with_scale, without)]
-    assert f"({smiles[0]} with the scale, {smiles[1]} without)" in toys
-    assert f"right in {smiles[0]} of the reconstructions, {smiles[1]} without" in page_text("README.md")
-    assert f"and {with_scale['from the images']['Smiling']:.0%} what it reads off" in page_text("README.md")
-
-
-def test_the_page_shows_each_figure_of_the_paper():
-    toys = page_text("toy_experiments/README.md")
-    shown = {path.stem for path in (RESULTS / "paper" / "celeba64").glob("*.png")}
-    assert shown == {f"figure-{name}" if name[0].isdigit() else name for name in paper_figures.FIGURES}
-    assert all(f"results/paper/celeba64/{name}.png" in toys for name in shown)

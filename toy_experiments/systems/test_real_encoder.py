@@ -292,6 +292,9 @@ def test_the_page_concludes_what_was_measured():
         point = next(point for point in kept["fine-tuned"][way] if point["steps"] == steps)
         return point["gain"], point["milliseconds"]
 
+    assert "and some 10 for the measures" in " ".join(real_encoder.__doc__.split())
+    in_all = [round(kept["minutes"] + 10) for kept in (digits, faces)]
+    assert "| {} min for digits, {} for faces |".format(*in_all) in text
     times = [f"{after(kept, 20)[1]:.0f} ms" for kept in (digits, faces)]
     assert f"({times[0]} for a digit, {times[1]} for a face)" in text
     against = [f"{after(kept, 20)[0]:+.1f} against {kept['random']['z']:+.1f} dB" for kept in (digits, faces)]

@@ -275,6 +275,7 @@ def test_the_page_tells_of_lia_what_was_measured():
     toys = page_text("toy_experiments/README.md")
     kept = json.loads((RESULTS / "lia-mnist.json").read_text())
     assert kept["inverse_error"] < 1e-10
+    assert f"at most {kept['inverse_error']:.0e} in float64" in lia.__doc__
     gain = {kind: f"{kept[kind]['psnr_gain_test']:+.1f}" for kind in lia.KINDS}
     last = {kind: f"{kept[kind]['volatility']['latent_head']:.2f}" for kind in lia.KINDS}
     first = {kind: f"{kept[kind]['volatility']['from_rgb']:.2f}" for kind in lia.KINDS}
