@@ -30,10 +30,12 @@ latent vector by that. Dimensions that are not recovered fade away and the other
 Changes from the paper, and choices where it is silent:
   * One fake batch serves L_D and L_G, as in Algorithm 1. No gradient flows through s or v.
   * R1 is computed at every 16th step with 16 times its weight (StyleGAN2's lazy regularisation), which is
-    gamma / 2. The author's code uses a weight of 10, so gamma = 20 there.
+    gamma / 2, in the same step of Adam and without StyleGAN2's correction of its rates. The author's code
+    uses a weight of 10, so gamma = 20 there.
   * v starts at ones, since the first outputs of an untrained head say nothing. The celeba preset averages the
     last 512 batches as the paper does ("sma"), the laptop presets exponentially ("ema").
-  * Laptop presets, for few steps: a smaller d, less R1, two mapping layers, a latent head that starts small.
+  * Laptop presets, for few steps: batches of 8, a smaller d, less R1, two mapping layers, a latent head that
+    starts small, 6 to 8 times the learning rate, lambda above 1; the presets for photographs mirror them.
   * G's images are clamped to [-1, 1]. Otherwise G hides z in values outside of that range, which real images
     do not have, and digits of the test set come back as others.
   * The mnist and celeba64 presets let lambda fall, from 3 to 1 or from 20 to 5, and celeba64 gamma, from 10
@@ -43,7 +45,7 @@ Changes from the paper, and choices where it is silent:
     vector in any batch), no style mixing, no path length term.
   * What is shown or measured uses averaged weights.
   * d = 512, Adam (betas 0 and 0.99; learning rate 1e-3, for the mapping network 1e-5, times 0.98 after each
-    of 50 epochs): the author's 2021 code.
+    of 50 epochs, here by a smooth fall to the same end): the author's 2021 code.
 
     python dlsgan.py                       cartoon faces drawn by this file, 32x32: 11 minutes on one CPU core
     python dlsgan.py --dataset mnist       digits, 32x32: 20 minutes on one CPU core
@@ -112,7 +114,7 @@ def all_reduce_mean(*tensors: Tensor) -> Tensor:
     _, world_size = rank_and_world_size()
     if world_size > 1 and not tensors[0].is_meta:
         together = torch.cat([x.flatten() for x in tensors]) / world_size
-        with explain("another process of this training has ended", RuntimeError):
+        with explain("another process of this training has ended or cannot be reached", RuntimeError):
             distributed.all_reduce(together)
         means = together.split([x.numel() for x in tensors])
         for x, mean in zip(tensors, means, strict=True):
@@ -136,31 +138,6 @@ def in_batches(function: Callable[..., Tensor], *tensors: Tensor, batch_size: in
     """function(*tensors) by parts of batch_size rows, so that memory does not grow with their number."""
     parts = zip(*(x.split(batch_size) for x in tensors), strict=True)
     return torch.cat([function(*part) for part in parts])
-
-
-class UserError(Exception):
-    """A mistake the user can mend: the command line prints it as one line and exits with 2."""
-
-
-# what a user's files can cause
-FILE_FAULTS = (UserError, OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
-
-
-@contextlib.contextmanager
-def explain(what: str, *faults: type[Exception]) -> Iterator[None]:
-    """Turns FILE_FAULTS and the faults named into a UserError of one line that begins with `what`. All others
-    are bugs, and go through."""
-    try:
-        yield
-    except (*FILE_FAULTS, *faults) as fault:
-        reason = getattr(fault, "strerror", None) or " ".join(str(fault).split()) or type(fault).__name__
-        raise UserError(f"{what}: {reason[:200]}") from fault
-
-
-def require(condition: object, message: str) -> None:
-    """Raises a UserError unless the condition holds."""
-    if not condition:
-        raise UserError(message)
 
 
 # ---- PART I   THE PAPER ------------------------------------------------------------------------------------
@@ -254,8 +231,8 @@ def r1_penalty(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
-    """mean_batch (|d logits / d x| - 1)^2 between real and fake (WGAN-GP, Gulrajani et al. 2017); mix [B] in
-    [0, 1]."""
+    """mean_batch (|d logits / d x| - 1)^2 between real and fake (WGAN-GP, Gulrajani et al. 2017, whose weight
+    of 10 is gamma = 20 here, and whose D takes five steps for each of G); mix [B] in [0, 1]."""
     mix = mix.to(real.dtype).view(-1, *[1] * (real.dim() - 1))  # [B] -> [B, 1, ...]
     x = fake.detach().lerp(real, mix).requires_grad_()
     logits, _ = discriminator(x)
@@ -288,43 +265,6 @@ class DLSGAN(nn.Module):
         return in_batches(self.decode, z)
 
 
-def make_optimizers(model: DLSGAN, lr: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Adam for G and for D; the fused one where it exists."""
-    settings = {"lr": lr, "betas": (0.0, 0.99), "fused": model.latent_scale.v.device.type in ("cpu", "cuda")}
-    optimizer_g = torch.optim.Adam(model.generator.parameters(), **settings)
-    optimizer_d = torch.optim.Adam(model.discriminator.parameters(), **settings)
-    return optimizer_g, optimizer_d
-
-
-def decay_learning_rate(
-    optimizers: Iterable[torch.optim.Optimizer], lr: float, final: float, progress: float
-) -> float:
-    """Sets and returns lr * final^progress: exponentially from lr at progress 0 to lr * final at 1."""
-    lr = lr * final**progress
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-    return lr
-
-
-@torch.no_grad()
-def average_weights(ema_module: nn.Module, module: nn.Module, step: int, most: float = 0.999) -> None:
-    """Exponential moving average of parameters after step 0, 1, ...: the decay (1 + step) / (10 + step) rises
-    to `most`, so that the first weights are forgotten soon."""
-    averages = [p.detach() for p in ema_module.parameters()]
-    weights = [p.detach() for p in module.parameters()]
-    torch._foreach_lerp_(averages, weights, 1 - min(most, (1 + step) / (10 + step)))
-
-
-def forward(network: nn.Module, x: Tensor, bf16: bool):
-    """network(x), in bfloat16 autocast if asked for; its outputs in the precision of x."""
-    if not bf16:
-        return network(x)
-    with torch.autocast(x.device.type, torch.bfloat16):
-        out = network(x)
-    return out.to(x.dtype) if isinstance(out, Tensor) else tuple(part.to(x.dtype) for part in out)
-
-
 def train_step(
     model: DLSGAN,
     optimizers: Iterable[torch.optim.Optimizer],  # of G and of D
@@ -343,19 +283,21 @@ def train_step(
 
     z = sample_latents(world_size * len(real), model.latent_scale, rng)[rank::world_size]  # line 1
     s = model.latent_scale.scale()  # line 2
-    fake = forward(model.generator, z * s, bf16)
-    image = fake.detach().requires_grad_()  # a leaf: D's gradients to it and to D's weights come apart here
-    logits_fake, z_hat = forward(discriminator, image, bf16)  # line 3
+    fake = run_network(model.generator, z * s, bf16)
+    # L_D and L_G share one pass through D. L_G is differentiated to the image and on through G, not to D's
+    # weights; L_D to D's weights, not beyond the image, which is a leaf for that.
+    image = fake.detach().requires_grad_()
+    logits_fake, z_hat = run_network(discriminator, image, bf16)  # line 3
     l_enc = encoder_loss(z, z_hat, s)  # line 4
     loss_g = generator_loss(logits_fake).mean() + encoder_weight * l_enc  # line 7
     loss_d_fake = fake_loss(logits_fake).mean() + encoder_weight * l_enc  # line 6, generated images
-    (gradient,) = torch.autograd.grad(loss_g, image, retain_graph=True)  # through D, not into its weights
-    fake.backward(gradient)  # and on through G
+    (gradient,) = torch.autograd.grad(loss_g, image, retain_graph=True)
+    fake.backward(gradient)
     loss_d_fake.backward(inputs=weights_d)
 
     needs_r1 = penalty_weight > 0 and loss != "wgan-gp"
     real = real.detach().requires_grad_(needs_r1)
-    logits_real, _ = forward(discriminator, real, bf16 and not needs_r1)  # line 5
+    logits_real, _ = run_network(discriminator, real, bf16 and not needs_r1)  # line 5
     loss_d_real = real_loss(logits_real).mean()  # line 6, real images
     penalty = torch.zeros_like(loss_d_real)
     if needs_r1:
@@ -376,6 +318,46 @@ def train_step(
     scalars = {name: value.detach() for name, value in scalars.items()}
     all_reduce_mean(*scalars.values())
     return scalars
+
+
+def run_network(network: nn.Module, x: Tensor, bf16: bool):
+    """network(x), in bfloat16 autocast if asked for; its outputs in the precision of x."""
+    if not bf16:
+        return network(x)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        out = network(x)
+    return out.to(x.dtype) if isinstance(out, Tensor) else tuple(part.to(x.dtype) for part in out)
+
+
+def make_optimizers(model: DLSGAN, lr: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Adam for G and for D; the fused one where it exists."""
+    settings = {"lr": lr, "betas": (0.0, 0.99), "fused": model.latent_scale.v.device.type in ("cpu", "cuda")}
+    optimizer_g = torch.optim.Adam(model.generator.parameters(), **settings)
+    optimizer_d = torch.optim.Adam(model.discriminator.parameters(), **settings)
+    return optimizer_g, optimizer_d
+
+
+def fall(first: float, final: float, progress: float) -> float:
+    """Exponentially from `first` at progress 0 to first * final at progress 1."""
+    return first * final**progress
+
+
+def decay_learning_rate(
+    optimizers: Iterable[torch.optim.Optimizer], lr: float, final: float, progress: float
+) -> None:
+    """Lets the learning rate fall from lr to lr * final."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = fall(lr, final, progress)
+
+
+@torch.no_grad()
+def average_weights(ema_module: nn.Module, module: nn.Module, step: int, most: float = 0.999) -> None:
+    """Exponential moving average of parameters after step 0, 1, ...: the decay (1 + step) / (10 + step) rises
+    to `most`, so that the first weights are forgotten soon."""
+    averages = [p.detach() for p in ema_module.parameters()]
+    weights = [p.detach() for p in module.parameters()]
+    torch._foreach_lerp_(averages, weights, 1 - min(most, (1 + step) / (10 + step)))
 
 
 # ---- PART II   THE NETWORKS --------------------------------------------------------------------------------
@@ -607,8 +589,36 @@ class Discriminator(nn.Module):
 
 
 # ---- PART III   PLUMBING -----------------------------------------------------------------------------------
+# ---- MISTAKES ----------------------------------------------------------------------------------------------
+
+
+class UserError(Exception):
+    """A mistake the user can mend: the command line prints it as one line and exits with 2."""
+
+
+# what a user's files can cause
+FILE_FAULTS = (UserError, OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+
+
+@contextlib.contextmanager
+def explain(what: str, *faults: type[Exception]) -> Iterator[None]:
+    """Turns FILE_FAULTS and the faults named into a UserError of one line that begins with `what`. All others
+    are bugs, and go through."""
+    try:
+        yield
+    except (*FILE_FAULTS, *faults) as fault:
+        reason = getattr(fault, "strerror", None) or " ".join(str(fault).split()) or type(fault).__name__
+        raise UserError(f"{what}: {reason[:200]}") from fault
+
+
+def require(condition: object, message: str) -> None:
+    """Raises a UserError unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
 # ---- DATA --------------------------------------------------------------------------------------------------
-# Every loader returns (train, test), uint8 arrays [N, C, H, W]; large ones are memory maps on disk.
+# Every loader returns (train, test), uint8 arrays [N, C, H, W]; those of photographs are memory maps on disk.
 
 CARTOON_FACTORS = ("x", "y", "size", "tilt", "smile", "eye opening", "skin tone", "background tone")
 
@@ -829,9 +839,12 @@ CELEBA_TREES = """Any of these will do, with whole folders packed (.zip) or not:
   any of them in another folder: --data-dir FOLDER; images of other names: --dataset FOLDER"""
 
 
-def read_table(path: str, values: set[int]) -> dict[str, list]:
+Table = tuple[list[str], dict[str, list[int]]]  # names of the columns; for each image, by name, its numbers
+
+
+def read_table(path: str, values: set[int]) -> Table:
     """CelebA's .txt or Kaggle's .csv: number of rows, names of columns (both optional), then a file name and
-    numbers out of `values` for each image -> {name without ending: numbers; "image_id": names of columns}."""
+    numbers out of `values` for each image. The names of images lose their ending."""
     with explain(f"{path} is not a CelebA table"):
         text = read_bytes(path).decode("utf-8-sig")
         lines = text.translate(str.maketrans(',;"', "   ")).splitlines()
@@ -840,20 +853,22 @@ def read_table(path: str, values: set[int]) -> dict[str, list]:
         header = rows.pop(0) if rows and "." not in rows[0][0] else ["image_id", "partition"]
         first = header[0]
         require(first == "image_id" or "," not in text, f"its first column is {first} instead of image_id")
-        table = {"image_id": [name for name in header if name != "image_id"]}
+        columns = [name for name in header if name != "image_id"]
         meaning = {str(value): value for value in values}
+        table = {}
         for name, *numbers in rows:
-            if len(numbers) != len(table["image_id"]) or not meaning.keys() >= set(numbers):
-                raise UserError(f"{name} needs {len(table['image_id'])} values of {sorted(values)}")
+            if len(numbers) != len(columns) or not meaning.keys() >= set(numbers):
+                raise UserError(f"{name} needs {len(columns)} values of {sorted(values)}")
             table[os.path.splitext(name)[0]] = [meaning[number] for number in numbers]
         count = len(rows) if announced is None else announced
-        complete = len(table) - 1 == len(rows) == count > 0
-        require(complete, f"it announces {count} rows; {len(rows)} rows name {len(table) - 1} files")
-        return table
+        complete = len(table) == len(rows) == count > 0
+        require(complete, f"it announces {count} rows; {len(rows)} rows name {len(table)} files")
+        return columns, table
 
 
-def find_table(name: str, values: set[int], files: list[str], root: str) -> tuple[str, dict[str, list]]:
-    """Path and content of a CelebA table, among the files or, as root may hold images alone, beside it."""
+def find_table(name: str, values: set[int], files: list[str], root: str) -> tuple[str, Table]:
+    """Path and content of a CelebA table, among the files or, as root may hold images alone, beside it; an
+    empty path and table if there is none."""
     pattern = name + "[^/]*$"  # list_eval_partition (1).txt, list_eval_partition.txt.txt
     paths = find(files, pattern)
     for folder in list(Path(root).absolute().parents)[:2]:
@@ -862,7 +877,7 @@ def find_table(name: str, values: set[int], files: list[str], root: str) -> tupl
     tables = [read_table(path, values) for path in paths]
     for path, table in zip(paths, tables, strict=True):
         require(table == tables[0], f"{paths[0]} and {path} differ: remove one")
-    return (paths[0], tables[0]) if paths else ("", {})
+    return (paths[0], tables[0]) if paths else ("", ([], {}))
 
 
 def find_faces(files: list[str], root: str) -> dict[str, str]:
@@ -870,7 +885,9 @@ def find_faces(files: list[str], root: str) -> dict[str, str]:
     "in the wild", unpacked ones before those in archives. Two more of one name are an error."""
     kinds = [rf"{folder}.*/\d{{6}}" for folder in ("img.?align.?celeba(?!.?png)", "align", "")]
     paths = find_images(files, kinds, "CelebA images (000001.jpg, ...)")
-    require(paths, f"no CelebA images (000001.jpg, ...) in {root}. {CELEBA_TREES}")
+    if not paths:
+        print(CELEBA_TREES)
+        raise UserError(f"no CelebA images (000001.jpg, ...) in {root}; what may be there is said above")
     faces = {}
     for path in paths:
         name = os.path.splitext(os.path.basename(path))[0]
@@ -880,24 +897,25 @@ def find_faces(files: list[str], root: str) -> dict[str, str]:
     return faces
 
 
-def find_celeba(config: Config) -> tuple[list[str], list[str], dict[str, list]]:
-    """CelebA's images for training, those for testing, and the table of attributes, {} if there is none."""
+def find_celeba(config: Config) -> tuple[list[str], list[str], Table]:
+    """CelebA's images for training, those for testing, and the table of attributes, which may be empty."""
     files = list_files(config.data_dir)
     faces = find_faces(files, config.data_dir)
-    partition_from, partition = find_table("list.eval.partition", {0, 1, 2}, files, config.data_dir)
-    attributes_from, attributes = find_table("list.attr.celeba", {-1, 1}, files, config.data_dir)
+    root = config.data_dir
+    partition_from, (columns, partition) = find_table("list.eval.partition", {0, 1, 2}, files, root)
+    attributes_from, attributes = find_table("list.attr.celeba", {-1, 1}, files, root)
+    labels = attributes[1]
     folders = sorted({os.path.dirname(path) for path in faces.values()})
     tables = f"partition from {partition_from or 'no file'}, attributes from {attributes_from or 'no file'}"
     print(f"celeba: {len(faces):,} images in {', '.join(folders[:4])}, {tables}")
     if partition:
-        columns = partition.pop("image_id")
         require(columns == ["partition"], f"{partition_from} gives {', '.join(columns)} instead of partition")
         listed = {name: path for name, path in faces.items() if name in partition}
         counts = f"{len(listed):,} of {len(partition):,} listed images are present"
         print(f"celeba: {counts}; {len(faces) - len(listed):,} not listed")
         require(listed, f"{partition_from} lists none of the {len(faces):,} images, such as {min(faces)}")
         faces = listed
-    unknown = [name for name in faces if attributes and name not in attributes]
+    unknown = [name for name in faces if labels and name not in labels]
     if unknown:
         rows = f"no row for {os.path.basename(faces[unknown[0]])}, {len(unknown)} in all"
         raise UserError(f"{attributes_from} does not match the images: {rows}")
@@ -955,7 +973,10 @@ def read_image(path: str | Path, config: Config) -> np.ndarray:
     with Image.open(io.BytesIO(read_bytes(str(path)))) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode[0] == "I":  # 16-bit grey, which Pillow would clip at 255
-            image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+            grey = np.asarray(image)
+            grey = grey / (257 if grey.max() > 255 else 1)
+            image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+        require(image.mode != "F", "its pixels are fractions, of an unknown range: save it with 8 or 16 bits")
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("L" if image_channels(config) == 1 else "RGB")
@@ -1109,8 +1130,8 @@ METRICS = {  # every field of metrics.jsonl; those from "l_enc" on stand only in
     "images_per_second": "training speed since the last line",
     "lr": "learning rate",
     "changed": "settings that --resume changed before this line",
-    "loss_d": "discriminator loss without penalty, mean since the last line (as all training losses)",
-    "loss_g": "generator loss",
+    "loss_d": "discriminator loss with lambda L_enc, without penalty; all losses: mean since the last line",
+    "loss_g": "generator loss, lambda L_enc included",
     "l_enc_train": "L_enc of the networks in training",
     "penalty": "R1 or WGAN-GP penalty times its weight",
     "logits_real": "mean logit of real images",
@@ -1297,10 +1318,6 @@ class Config:
         require(not (fixed and self.image_channels), f"--image-channels has no meaning for {self.dataset}")
         self.data_dir = self.data_dir or f"data/{self.dataset}"
 
-    def encoder_weight_at(self, progress: float) -> float:
-        """lambda, which falls exponentially from progress 0 to 1."""
-        return self.encoder_weight * self.encoder_weight_final**progress
-
 
 def check_setting(field: dataclasses.Field, value: object) -> None:
     """UserError unless the value has the field's type and range, and is one of its choices if it has any."""
@@ -1349,7 +1366,8 @@ def build(config: Config) -> DLSGAN:
 
 def pick_device(name: str) -> torch.device:
     """The named device, or the best there is. UserError if it is not there."""
-    available = [kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()] + ["cpu"]
+    backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    available = [kind for kind, backend in backends.items() if backend.is_available()] + ["cpu"]
     faults = (RuntimeError, AssertionError, NotImplementedError)  # what torch raises for a device it lacks
     with explain(f"device {name!r} is not available: choose {', '.join(available)}", *faults):
         device = torch.device(available[0] if name == "auto" else name)
@@ -1428,6 +1446,11 @@ class TrainingState:
         self.data = state.get("data", "")
         self.history = [upgrade_names(line) for line in json.loads(state["history"])]
         self.step = self.step_saved = int(state["step"])
+
+    def is_finite(self) -> bool:
+        """Whether losses and weights are numbers. A checkpoint of others would be of no use."""
+        losses = all(math.isfinite(total) for total in self.totals.values())
+        return losses and all(p.isfinite().all() for p in self.model.parameters())
 
     def start_clock(self) -> None:
         self.step_timed = self.step
@@ -1599,9 +1622,8 @@ class RunFolder:
         return self
 
     def __exit__(self, kind, *_):
-        finite = all(math.isfinite(total) for total in self.state.totals.values())
-        whole = finite and not self.state.in_step and kind in (None, GeneratorExit, KeyboardInterrupt)
-        if whole and self.state.step != self.state.step_saved:
+        whole = not self.state.in_step and kind in (None, GeneratorExit, KeyboardInterrupt)
+        if whole and self.state.step != self.state.step_saved and self.state.is_finite():
             with DeferredSignals():
                 self.save()
         self.lock.close()
@@ -1611,7 +1633,8 @@ class RunFolder:
         """All files after a line of metrics; after an evaluation the checkpoint first, then the figure."""
         self.write_metrics()
         evaluated = "l_enc" in self.state.history[-1]
-        if evaluated or time.perf_counter() - self.time_saved > SAVE_SECONDS:
+        due = evaluated or time.perf_counter() - self.time_saved > SAVE_SECONDS
+        if due and self.state.is_finite():
             self.save()
         if evaluated:
             self.write_report(test)
@@ -1650,7 +1673,8 @@ class RunFolder:
         """Copies of checkpoint and report, at the first evaluation after every so many images."""
         every = self.config.keep_every
         images = self.state.history[-1]["images"]
-        kept = [int(path.stem.partition("-")[2]) for path in self.path.glob("checkpoint-*.pt")]
+        numbers = [path.stem.partition("-")[2] for path in self.path.glob("checkpoint-*.pt")]
+        kept = [int(number) for number in numbers if number.isdigit()]  # not a user's checkpoint-best.pt
         if every and images // every > max(kept, default=0) // every:
             for file in (self.path / "checkpoint.pt", self.path / "report.png"):
                 if file.exists():
@@ -1683,6 +1707,8 @@ class DeferredSignals:
 def load_data(config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Images for training and testing. One process downloads or decodes them, then the others find them."""
     rank, _ = rank_and_world_size()
+    small = config.dataset not in ("cartoon", "mnist") or config.resolution <= 128
+    require(small, f"--resolution {config.resolution} is too much for {config.dataset}: 128 at most")
     if rank > 0:
         all_reduce_mean(torch.zeros(1))
     train_images, test_images = LOADERS[config.dataset](config)
@@ -1708,16 +1734,25 @@ def resume_training(state: TrainingState, config: Config) -> None:
 def start_from(state: TrainingState, checkpoint: str | Path) -> None:
     """Trained weights and latent scale for a new training; its sizes must be those of the file."""
     _, saved = read_checkpoint(checkpoint)
+    weights = saved["ema"]
     with explain(f"the weights in {checkpoint} are of other sizes than this training's", *LOADING_FAULTS):
-        state.model.load_state_dict(saved["ema"])
-        state.ema_model.load_state_dict(saved["ema"])
+        past = state.model.latent_scale.past
+        if weights["latent_scale.past"].shape != past.shape:  # another moving average: it begins at v
+            weights["latent_scale.past"] = weights["latent_scale.v"].expand_as(past)
+        state.model.load_state_dict(weights)
+        state.ema_model.load_state_dict(weights)
+
+
+def encoder_weight(config: Config, progress: float) -> float:
+    """lambda, which falls from progress 0 to 1."""
+    return fall(config.encoder_weight, config.encoder_weight_final, progress)
 
 
 def penalty_weight(config: Config, step: int, progress: float) -> float:
     """Lazy regularisation: R1 every 16th step, 16 times as strong. WGAN-GP has its penalty at every step.
-    gamma falls exponentially from progress 0 to 1."""
+    gamma falls from progress 0 to 1."""
     interval = 1 if config.loss == "wgan-gp" else 16
-    gamma = config.r1_gamma * config.r1_gamma_final**progress
+    gamma = fall(config.r1_gamma, config.r1_gamma_final, progress)
     return 0.0 if step % interval else gamma / 2 * interval
 
 
@@ -1786,7 +1821,7 @@ def training_loop(
             progress = state.step / steps
             decay_learning_rate(state.optimizers, config.lr, config.lr_final, progress)
             real = to_float(next(stream), device)
-            weights = config.encoder_weight_at(progress), penalty_weight(config, state.step, progress)
+            weights = encoder_weight(config, progress), penalty_weight(config, state.step, progress)
             bf16 = has_bf16(device)
             state.in_step = True
             scalars = train_step(state.model, state.optimizers, real, state.rng, config.loss, *weights, bf16)
@@ -1902,22 +1937,31 @@ def configure(given: dict) -> Config:
     preset = given.pop("preset", None)
     dataset = given.pop("dataset", None)
     if dataset is None and "data_dir" in given and not preset:
+        require(not init_from, "--init-from and --data-dir also need --dataset, folder or one of the others")
         dataset = "folder"
     if dataset is not None and dataset not in LOADERS:
         known = ", ".join(LOADERS)
         require(dataset and Path(dataset).exists(), f"data set {dataset!r} is none of {known} and no folder")
+        require("data_dir" not in given, f"--dataset {dataset} names a folder, and so does --data-dir")
         given["data_dir"] = dataset
         dataset = "folder"
     settings = dict(PRESETS[preset or dataset or "cartoon"])
+    trained = None
     if init_from:
-        config, _ = read_checkpoint(init_from)
-        dataset = dataset or (settings.get("dataset", "cartoon") if preset else config.dataset)
-        settings = dataclasses.asdict(config)
-        for name in ("data_dir", "out", "device", "threads", "keep_every"):
+        trained, _ = read_checkpoint(init_from)
+        dataset = dataset or (settings.get("dataset", "cartoon") if preset else trained.dataset)
+        settings = dataclasses.asdict(trained)
+        for name in ("data_dir", "out", "device", "threads", "keep_every", "image_channels"):
             del settings[name]
+        if dataset == "folder":  # its images are read as those that the weights have seen
+            settings["image_channels"] = image_channels(trained)
     if dataset:
         settings["dataset"] = dataset
     config = Config(**settings | given)
+    if trained:
+        colours = {1: "grey", 3: "coloured"}
+        here, there = colours[image_channels(config)], colours[image_channels(trained)]
+        require(here == there, f"the weights in {init_from} are for {there} images, and these are {here}")
     if not config.out and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes writes
         name = preset or config.dataset
         config.out = claim_folder(f"runs/{name}" + ("" if config.latent_scale else "-no-scale"))
@@ -1927,20 +1971,22 @@ def configure(given: dict) -> Config:
 def claim_folder(name: str) -> str:
     """Makes the first of NAME, NAME-2, NAME-3, ... that does not exist: two runs cannot get the same."""
     with explain(f"cannot make the folder {name}"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
         for folder in numbered(Path(name)):
             with contextlib.suppress(FileExistsError):
-                folder.mkdir(parents=True)
+                folder.mkdir()
                 return str(folder)
 
 
 def resume_config(given: dict) -> Config:
     """The settings of the run in given["resume"], with the changes that a resumed run may have."""
     folder = Path(given.pop("resume"))
-    if folder.name.startswith("checkpoint") and folder.is_file():
+    if folder.name == "checkpoint.pt":
         folder = folder.parent  # the run that the file belongs to
     config, state = read_checkpoint(folder)
     advice = f"{folder} holds trained weights, not a run: start from them by --init-from {folder}"
     require("optimizer_d" in state, advice)
+    require(folder.is_dir(), f"{folder} is a copy: put it as checkpoint.pt into a new folder and resume that")
     return dataclasses.replace(config, out=str(folder), **given)
 
 
@@ -1972,10 +2018,16 @@ def follow(lines: Iterator[dict], config: Config, silent: bool) -> dict:
     """Shows the progress of a training; returns the last line with an evaluation."""
     evaluation = {}
     style = {"unit": " images", "unit_scale": True, "smoothing": 0.1, "delay": 0.01}
+    first = begin = None
     with tqdm(total=config.images, disable=silent, **style) as bar:
-        for i, line in enumerate(lines):
-            if i == 5:
-                speed = line["images_per_second"]  # of steps 17 to 32, one of them with R1
+        for line in lines:
+            first = first or line
+            if line["images"] - first["images"] < 16 * config.batch_size:
+                begin = line
+            elif begin and line["images"] - begin["images"] >= 16 * config.batch_size:  # one step with R1
+                seconds = line["seconds"] - begin["seconds"]
+                speed = (line["images"] - begin["images"]) / max(seconds, 0.01)
+                begin = None
                 minutes = (config.images - line["images"]) / speed / 60
                 left = f"about {minutes:.0f} minutes ({minutes / 1440:.1f} days) left"
                 tqdm.write(f"{speed:.1f} images/s on this device: {left}")
@@ -2026,8 +2078,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         if debug:
             raise
-        text = str(error) if str(error).endswith(CELEBA_TREES) else " ".join(str(error).split())
-        print(f"dlsgan: {text}", file=sys.stderr)
+        print(f"dlsgan: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

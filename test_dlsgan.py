@@ -763,8 +763,11 @@ def test_data_that_cannot_be_used_gets_one_line(fault, capsys):
 def test_no_celeba_shows_where_to_get_it(capsys):
     assert dlsgan.main(["--dataset=celeba", *flags()]) == 2
     assert not list(Path("runs").glob("*"))  # the folder that was claimed is given back
-    first, *trees = capsys.readouterr().err.splitlines()
-    assert first.startswith("dlsgan: no CelebA images (000001.jpg, ...) in data/celeba. ") and len(trees) == 6
+    printed = capsys.readouterr()
+    assert printed.err.startswith("dlsgan: no CelebA images (000001.jpg, ...) in data/celeba; ")
+    assert printed.err.count("\n") == 1
+    heading, *trees = printed.out[printed.out.index("Any of these") :].splitlines()
+    assert len(trees) == 6
     for tree, source in zip(
         trees, ("mmlab", "Drive", "kaggle", "torchvision", "5%", "--data-dir"), strict=True
     ):
@@ -1623,14 +1626,126 @@ def test_beside_trained_weights_a_preset_names_data_set_and_folder():
     """Settings are those of the checkpoint; a run of digits is not filed under cartoon."""
     list(dlsgan.train(tiny(out="a", images=4, keep_every=8)))
     state = torch.load("a/checkpoint.pt", weights_only=True)
-    torch.save(state | {"config": state["config"] | {"dataset": "mnist"}}, "a/checkpoint.pt")
+    torch.save(state | {"config": state["config"] | {"dataset": "celeba"}}, "a/checkpoint.pt")
     alone = dlsgan.configure({"init_from": "a"})
-    assert (alone.dataset, alone.out, alone.keep_every) == ("mnist", "runs/mnist", 0)
+    assert (alone.dataset, alone.out, alone.keep_every) == ("celeba", "runs/celeba", 0)
     named = dlsgan.configure({"init_from": "a", "preset": "celeba64", "latent_scale": False})
     assert (named.dataset, named.out) == ("celeba", "runs/celeba64-no-scale")
     assert (named.latent_dim, named.resolution, named.lr) == (alone.latent_dim, alone.resolution, alone.lr)
     both = dlsgan.configure({"init_from": "a", "preset": "celeba64", "dataset": "cartoon"})
     assert (both.dataset, both.out) == ("cartoon", "runs/celeba64")
+
+
+def test_trained_weights_and_pictures_of_the_other_kind(capsys):
+    """Those of a folder are read as the weights need them; digits are grey, drawn faces coloured."""
+    for folder, mode in (("grey", "L"), ("colour", "RGB")):
+        Path(folder).mkdir()
+        for i in range(9):
+            Image.new(mode, (9, 9), 20 * i if mode == "L" else (20 * i, 0, 0)).save(f"{folder}/{i}.png")
+    short = ["--images=2", "--batch-size=2"]
+    for dataset, other, channels in (("colour", "grey", 3), ("grey", "colour", 1)):
+        assert (
+            dlsgan.main([f"--dataset={dataset}", *flags(resolution=8), *short, f"--out={dataset}-run"]) == 0
+        )
+        begun = [f"--init-from={dataset}-run", *short, f"--out={dataset}-2"]
+        assert dlsgan.main([f"--dataset={other}", *begun]) == 0
+        assert dlsgan.read_checkpoint(f"{dataset}-2")[0].image_channels == channels
+    assert dlsgan.main(["--dataset=cartoon", "--init-from=colour-run", *short, "--out=c"]) == 0
+    capsys.readouterr()
+    assert dlsgan.main(["--dataset=mnist", "--init-from=colour-run", *short]) == 2
+    line = "dlsgan: the weights in colour-run are for coloured images, and these are grey\n"
+    assert capsys.readouterr().err == line and not list(Path("runs").glob("*"))
+
+
+def test_beside_trained_weights_a_folder_needs_a_data_set(capsys):
+    """Otherwise photographs of CelebA would be framed as those of any folder, test images among them."""
+    list(dlsgan.train(tiny(out="a", images=4)))
+    assert dlsgan.main(["--init-from=a", "--data-dir=b"]) == 2
+    assert "--init-from and --data-dir also need --dataset" in capsys.readouterr().err
+    Path("f").mkdir()
+    assert dlsgan.main(["--dataset=f", "--data-dir=g"]) == 2
+    assert "--dataset f names a folder, and so does --data-dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rules", [("ema", "sma"), ("sma", "ema"), ("sma", "sma")])
+def test_trained_weights_with_another_moving_average(rules):
+    """It begins at the v of the weights."""
+    list(dlsgan.train(tiny(out="a", images=40, scale_rule=rules[0], scale_window=4)))
+    v = dlsgan.load_model("a").latent_scale.v
+    config = tiny(images=4, scale_rule=rules[1], scale_window=1000)
+    state = dlsgan.TrainingState(config, torch.device("cpu"))
+    dlsgan.start_from(state, "a")
+    scale = state.model.latent_scale
+    assert torch.equal(scale.v, v) and (scale.v != 1).all()
+    assert len(scale.past) == (1000 if rules[1] == "sma" else 0) and torch.equal(
+        scale.past, v.expand_as(scale.past)
+    )
+    z_hat = torch.zeros(4, len(v))
+    scale.update(z_hat)
+    torch.testing.assert_close(scale.v, v * 0.999)
+
+
+def test_a_checkpoint_never_gets_weights_that_are_no_numbers(monkeypatch):
+    """The step whose losses were finite may have left them; the checkpoint before it is kept."""
+    monkeypatch.setattr(dlsgan, "report", lambda *_: None)
+    lines = dlsgan.train(tiny(out="r", images=400))
+    state = None
+    saved = dlsgan.TrainingState.is_finite
+
+    def note(self):
+        nonlocal state
+        state = self
+        return saved(self)
+
+    monkeypatch.setattr(dlsgan.TrainingState, "is_finite", note)
+    for line in lines:
+        if "l_enc" in line:
+            break
+    before = Path("r/checkpoint.pt").read_bytes()
+    next(state.model.generator.parameters()).data.fill_(math.nan)
+    state.step += 1
+    lines.close()
+    assert Path("r/checkpoint.pt").read_bytes() == before
+
+
+def test_a_numbered_checkpoint_cannot_be_resumed_in_place(capsys):
+    """It would go on from the newest one, silently."""
+    assert dlsgan.main(flags(out="r")) == 0
+    shutil.copy("r/checkpoint.pt", "r/checkpoint-000000040.pt")
+    assert dlsgan.main(["--resume", "r/checkpoint-000000040.pt", "--images", "60"]) == 2
+    assert "is a copy: put it as checkpoint.pt into a new folder" in capsys.readouterr().err
+    Path("s").mkdir()
+    shutil.copy("r/checkpoint-000000040.pt", "s/checkpoint.pt")
+    assert dlsgan.main(["--resume", "s", "--images", "60"]) == 0
+
+
+def test_a_folder_that_cannot_be_made_ends_the_search_for_names(capsys):
+    """A link to a disk that is not there: mkdir says that the file exists."""
+    Path("runs").symlink_to("not mounted")
+    assert dlsgan.main(["--images=4", "--batch-size=2"]) == 2
+    assert "cannot make the folder runs/cartoon" in capsys.readouterr().err
+
+
+def test_drawn_images_have_a_largest_size(capsys):
+    assert dlsgan.main(["--resolution=256", "--images=4"]) == 2
+    assert "--resolution 256 is too much for cartoon: 128 at most" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("budget", [3_000, 60_000])
+def test_the_announced_time_is_that_of_16_steps(budget, capsys):
+    """Steps 17 to 32, whatever lines there are: the first ones are slower, and one of them has R1."""
+    config = tiny(images=8 * budget, batch_size=8)
+    log_every = min(50, max(1, budget // 200))
+    steps = [step for step in range(1, 200) if step % log_every == 0 or step in (1, 2, 4, 8, 16, 32)]
+
+    def line(step):
+        seconds = 10 * min(step, 16) + 2 * min(max(step - 16, 0), 16) + 50 * max(step - 32, 0)
+        return {"images": 8 * step, "seconds": seconds, "l_enc_train": 1.0, "active_train": 0}
+
+    dlsgan.follow(iter(map(line, steps)), config, silent=False)
+    printed = capsys.readouterr()
+    said = re.findall(r"([\d.]+) images/s on this device", printed.out + printed.err)
+    assert said == ["4.0"]  # 8 images in 2 seconds
 
 
 def test_a_resumed_run_says_that_its_images_are_others(capsys):
@@ -1655,6 +1770,7 @@ def test_numbered_checkpoints_and_reports(monkeypatch):
         for i in (648, 1080, 1512)
     ]
     assert dlsgan.load_model("r/checkpoint-000000648.pt").sample(1).shape == (1, 3, 8, 8)
+    Path("r/checkpoint-best.pt").touch()  # somebody's own
     assert dlsgan.main(["--resume", "r", "--images", "2600", "--keep-every", "1000"]) == 0
     assert len(list(Path("r").glob("checkpoint-0*"))) == 4
     Path("r/checkpoint-000002296.pt").unlink()  # as if killed before the copy: the next evaluation makes up
@@ -2197,6 +2313,20 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     Image.fromarray(values).save("deep.png")
     image = dlsgan.read_image(Path("deep.png"), tiny(dataset="folder"))
     np.testing.assert_array_equal(image, np.broadcast_to(np.round(values / 257), (3, 16, 16)))
+
+
+def test_other_numbers_behind_a_pixel(capsys):
+    """32-bit integers of 0 to 255 are taken as such; fractions, whose range is unknown, are skipped."""
+    values = np.arange(256, dtype=np.int32).reshape(16, 16)
+    Path("f").mkdir()
+    for i in range(4):
+        Image.fromarray(values).save(f"f/{i}.tif")
+    image = dlsgan.read_image("f/0.tif", tiny(dataset="folder"))
+    np.testing.assert_array_equal(image, np.broadcast_to(values, (3, 16, 16)))
+    Image.fromarray(values / np.float32(255)).save("f/fractions.tif")
+    train, test = dlsgan.load_folder(tiny(dataset="folder", data_dir="f"))
+    assert len(train) + len(test) == 4
+    assert "skipped 'f/fractions.tif': its pixels are fractions" in capsys.readouterr().out
 
 
 def test_metrics_are_json_even_below_the_window_of_ssim():

@@ -19,7 +19,6 @@ Expected printout: the symptom, the measure that reveals it and L_enc (in bracke
     loss on reconstructions: collapse that looks like success; spread 0.579 (1.01), L_enc 0.001 (0.0018)
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dlsgan
-from toy_experiments.shared.cli import processor
+from toy_experiments.shared import cli
+from toy_experiments.shared.cli import RESULTS
 from toy_experiments.shared.planar import (
     ENCODER_WEIGHT,
     WIDTH,
@@ -42,7 +42,6 @@ from toy_experiments.shared.planar import (
     training,
 )
 
-RESULTS = Path(__file__).parent / "results"
 DATA = "gaussian"
 STEPS = 1500
 encoder_loss = dlsgan.encoder_loss  # the right one: a mistake below takes its place
@@ -250,12 +249,11 @@ def main(steps: int = STEPS) -> dict:
     minutes = round((time.process_time() - start) / 60, 1)
     about = {
         "command": "python -m toy_experiments.failure_gallery",
-        "machine": processor(),
+        "machine": cli.processor(),
         "processor_minutes": minutes,
     }
     results = {**about, "seed": 0, "steps": steps, "runs": results}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "failure_gallery.json").write_text(json.dumps(results, indent=1) + "\n")
+    cli.write_json(RESULTS / "failure_gallery.json", results)
     draw(pictures, RESULTS / "failure_gallery.png")
     return results
 
@@ -295,4 +293,6 @@ def draw(pictures: dict, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.parser(__doc__).parse_args()
+    with cli.one_line("failure_gallery"):
+        main()

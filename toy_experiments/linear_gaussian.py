@@ -66,8 +66,9 @@ def learned_scale(
     batch: int = 256,
     seed: int = 0,
 ) -> np.ndarray:
-    """The same with an encoder that is learned and statistics of batches: z_hat = W x, by Adam on L_enc, and
-    v through dlsgan.LatentScale. Returns the path of s^2 [steps, d]."""
+    """The same with an encoder that is learned and statistics of batches: z_hat = W x, by Adam on the
+    mean squared error of z, without the weights s^2 of L_enc, and v through dlsgan.LatentScale. Returns the
+    path of s^2 [steps, d]."""
     gains = torch.tensor(a, dtype=torch.float32)
     rng = torch.Generator().manual_seed(seed)
     encoder = torch.nn.Linear(a.shape[0], a.shape[1], bias=False)

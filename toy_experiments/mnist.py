@@ -30,7 +30,7 @@ from toy_experiments import settings
 from toy_experiments.shared import cli, figures
 from toy_experiments.shared.cli import RESULTS
 from toy_experiments.shared.distances import samples_like, swd
-from toy_experiments.shared.training import train_encoder
+from toy_experiments.shared.training import images_seen, train_encoder
 
 CHECKPOINTS = Path("runs/mnist_study")  # of the reader's folder; not kept in the repository
 GAN = {"latent_scale": False, "encoder_weight": 0.0}
@@ -83,8 +83,8 @@ def configure(name: str, images: int, data_dir: str) -> dlsgan.Config:
     dlsgan.require(name in RUNS, f"unknown run {name!r}: choose {', '.join(RUNS)}")
     preset = dlsgan.PRESETS["mnist"]
     budget = images or (preset["images"] if name in MAIN else preset["images"] // 2)
-    given = {"images": budget, "data_dir": data_dir, "out": str(CHECKPOINTS / name), "threads": 1}
-    return dlsgan.Config(**preset | RUNS[name] | given)
+    given = {"images": budget, "data_dir": data_dir, "out": str(CHECKPOINTS / name)}
+    return dlsgan.Config(**preset | RUNS[name] | given | {"device": "cpu", "threads": 1})
 
 
 def encoder_afterwards(config: dlsgan.Config) -> list[dict]:
@@ -109,6 +109,7 @@ def encoder_afterwards(config: dlsgan.Config) -> list[dict]:
     state = {
         "format": dlsgan.CHECKPOINT_VERSION,
         "config": dataclasses.asdict(config),
+        "images": images_seen(*dlsgan.read_checkpoint(gan)),  # real ones, by the GAN alone
         "ema": model.state_dict(),
     }
     dlsgan.save_checkpoint(Path(config.out) / "checkpoint.pt", state)
@@ -186,7 +187,11 @@ def table(results: dict) -> str:
 
 
 def draw_curves(results: dict, path: Path) -> None:
-    """Figures 1 to 4, 7 and 8: mean of the seeds as a line, lowest to highest as a band."""
+    """Figures 1 to 4, 7 and 8: mean of the seeds as a line, lowest to highest as a band. UserError if the
+    runs differ in their budgets."""
+    budgets = {name: results[name]["images"] for name in MAIN if name in results}
+    told = ", ".join(f"{name} {images:,}" for name, images in budgets.items())
+    dlsgan.require(len(set(budgets.values())) == 1, f"runs of different --images cannot be averaged: {told}")
     kinds = {
         "scale": ("with scale", figures.WITH_SCALE, "-"),
         "plain": ("without", figures.WITHOUT_SCALE, "--"),
@@ -283,6 +288,8 @@ def unfinished(images: int, data_dir: str) -> list[str]:
 def main(what: str = "table", names: tuple = (), images: int = 0, data_dir: str = "data/mnist") -> dict:
     path = RESULTS / "mnist.json"
     if what == "run":
+        for name in names:
+            configure(name, images, data_dir)  # a wrong name is told before any training
         for name in names or unfinished(images, data_dir):
             measured = run(name, images, data_dir)
             results = cli.read_runs(path) | {

@@ -37,6 +37,7 @@ import dlsgan
 from toy_experiments.shared import cli, figures, judges
 from toy_experiments.shared.budget import images_within
 from toy_experiments.shared.cli import RESULTS
+from toy_experiments.shared.training import images_seen
 
 CHECKPOINTS = Path("runs/settings")  # of the reader's folder; not kept in the repository
 BASE = {  # the point from which each run differs
@@ -93,6 +94,12 @@ def configure(name: str, data_dir: str = "") -> dlsgan.Config:
     return dlsgan.Config(**settings)
 
 
+def processor_seconds(out: Path) -> float:
+    """What a run in this folder has taken so far; 0 if it did not come to write that down."""
+    clock = out / "processor.json"
+    return json.loads(clock.read_text())["seconds"] if clock.exists() else 0.0
+
+
 def train(name: str, minutes: float, data_dir: str = "") -> Path:
     """Trains a run, or goes on with it where it stopped. Returns its folder."""
     out = CHECKPOINTS / f"{minutes:g}-minutes" / name
@@ -100,15 +107,20 @@ def train(name: str, minutes: float, data_dir: str = "") -> Path:
     clock = out / "processor.json"
     used = 0.0
     if resume := (out / "checkpoint.pt").exists():
-        config = dlsgan.read_checkpoint(out)[0]
-        used = json.loads(clock.read_text())["seconds"]
+        config, state = dlsgan.read_checkpoint(out)
+        if images_seen(config, state) >= config.images:
+            return out
+        used = processor_seconds(out)
     else:
         images = images_within(minutes, config, CHECKPOINTS / "seconds_per_image.json")
         config = dataclasses.replace(config, images=images, out=str(out))
-    start = time.process_time()
-    for line in dlsgan.train(config, resume):
-        if "l_enc" in line:
-            cli.write_json(clock, {"seconds": used + time.process_time() - start})
+    start = time.process_time() - used
+    try:
+        for line in dlsgan.train(config, resume):
+            if "l_enc" in line:
+                cli.write_json(clock, {"seconds": time.process_time() - start})
+    finally:  # after Ctrl-C, too
+        cli.write_json(clock, {"seconds": time.process_time() - start})
     return out
 
 
@@ -158,7 +170,7 @@ def run(name: str, minutes: float, data_dir: str) -> dict:
         "seed": config.seed,
         "machine": cli.processor(),
         "threads": config.threads,
-        "processor_minutes": round(json.loads((out / "processor.json").read_text())["seconds"] / 60, 2),
+        "processor_minutes": round(processor_seconds(out) / 60, 2),
         "measures": rounded(judge(out, data_dir)),
         "curves": [rounded({key: line[key] for key in columns}) for line in history if "l_enc" in line],
     }

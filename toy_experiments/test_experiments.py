@@ -4,6 +4,7 @@ test_failure_gallery.py."""
 import copy
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 import dlsgan
 from conftest import ROOT, TINY, page_text, small_cartoon, tiny, write_mnist
 from toy_experiments import cartoon_factors, exercises, linear_gaussian, mnist, settings
-from toy_experiments.shared import judges
+from toy_experiments.shared import judges, training
 from toy_experiments.shared.factors import face_shares_line
 
 # ---- Linear Gaussian ---------------------------------------------------------------------------------------
@@ -133,8 +134,43 @@ def test_cartoon_runs_are_kept_and_not_repeated(monkeypatch, capsys):
     assert cartoon_factors.main(("2-0",), images=16, **small) == first
     assert cartoon_factors.line(first["2-0"]).startswith("K = 2, seed 0: 0 live")
     assert (Path("kept") / "cartoon_factors.png").stat().st_size > 10_000
+    assert training.images_seen(*dlsgan.read_checkpoint("runs/cartoon_factors/2-0")) == 16
     with pytest.raises(dlsgan.UserError, match="unknown run '3-0'"):
         cartoon_factors.main(("3-0",), images=16)
+    with pytest.raises(dlsgan.UserError, match="unknown run '3-0'"):
+        cartoon_factors.main(("4-0", "3-0"), images=16, **small)
+    assert not Path("runs/cartoon_factors/4-0").exists()
+
+
+def test_a_kept_cartoon_run_is_trained_where_it_is_named(monkeypatch, capsys):
+    """As in a fresh clone, which has results without networks."""
+    original = cartoon_factors.measure
+    trained = []
+
+    def train(k, config):
+        trained.append(k)
+        return dlsgan.build(config)
+
+    monkeypatch.setattr(cartoon_factors, "RESULTS", Path("kept"))
+    monkeypatch.setattr(cartoon_factors, "RUNS", ("2-0", "4-0"))
+    monkeypatch.setattr(cartoon_factors, "measure", lambda *arguments: original(*arguments, n=150))
+    monkeypatch.setattr(cartoon_factors, "train", train)
+    small = {key: TINY[key] for key in ("resolution", "channel_base", "channel_max", "latent_dim")}
+    first = cartoon_factors.main(images=16, **small)
+    assert trained == [2, 4] and first.keys() == {"2-0", "4-0"}
+    shutil.rmtree("runs")
+    figure = Path("kept/cartoon_factors.png")
+    figure.write_bytes(b"as committed")
+    capsys.readouterr()
+    assert cartoon_factors.main(images=16, **small) == first
+    told = capsys.readouterr().out.splitlines()
+    assert [text[:5] for text in told[1:3]] == ["K = 2", "K = 4"] and len(told) == 4
+    assert told[3].startswith("cartoon_factors.png is left as it is: ") and told[3].endswith("_factors 4-0")
+    assert trained == [2, 4] and figure.read_bytes() == b"as committed"
+    cartoon_factors.main(("2-0",), images=16, **small)
+    assert trained == [2, 4, 2] and figure.read_bytes() == b"as committed"
+    cartoon_factors.main(("4-0",), images=16, **small)
+    assert trained == [2, 4, 2, 4] and figure.stat().st_size > 10_000
 
 
 class Pixels(nn.Module):
@@ -250,6 +286,7 @@ def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):
     test = dlsgan.to_float(images[: len(images) // 2])
     l_enc = dlsgan.evaluate(model, test, 50)["l_enc"]
     assert found["scale-0"]["measures"]["l_enc"] == pytest.approx(l_enc, abs=1e-4)
+    assert training.images_seen(*dlsgan.read_checkpoint("runs/mnist_study/afterwards")) == 40
     frozen, late = (dlsgan.load_model(f"runs/mnist_study/{name}") for name in ("gan", "afterwards"))
     assert torch.equal(frozen.sample(4), late.sample(4))
     assert not torch.equal(frozen.encode(test[:4]), late.encode(test[:4]))
@@ -259,9 +296,26 @@ def test_mnist_study_from_runs_to_figures(monkeypatch, capsys):
     # a run that is there already goes on: nothing is left to train, and the result is the same
     again = mnist.main("run", ("scale-0",), images=40)
     assert again["scale-0"] == found["scale-0"] and again.keys() == found.keys()
+    other = {"plain-0": found["plain-0"] | {"images": 24}}
+    with pytest.raises(dlsgan.UserError, match="cannot be averaged: scale-0 40, plain-0 24$"):
+        mnist.draw_curves(found | other, Path("curves.png"))
+    assert not Path("curves.png").exists()
     mnist.main("figures")
     drawn = {path.stem for path in Path("kept").glob("*.png")}
     assert drawn == {"mnist_ablations", "mnist_curves", "mnist_digits"}
+
+
+def test_a_wrong_name_is_told_before_the_first_run_trains(monkeypatch):
+    small_mnist(monkeypatch)
+    with pytest.raises(dlsgan.UserError, match="unknown run 'scale-9'"):
+        mnist.main("run", ("scale-0", "scale-9"))
+    assert not Path("runs").exists() and not Path("kept").exists()
+
+
+def test_the_runs_on_mnist_use_one_thread_of_the_processor():
+    for name in mnist.RUNS:
+        config = mnist.configure(name, 0, "")
+        assert (config.device, config.threads) == ("cpu", 1)
 
 
 def test_the_kept_mnist_results_stand_in_the_table():

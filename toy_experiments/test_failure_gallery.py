@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import dlsgan
-from conftest import ROOT, flat
+from conftest import ROOT, flat, run_command
 from toy_experiments import failure_gallery
 from toy_experiments.shared import planar
 from toy_experiments.shared.planar import D
@@ -136,6 +136,13 @@ def test_the_page_lists_each_mistake_with_its_measures():
     found = [run["measures"]["L_enc"] for run in list(runs.values())[1:]]
     assert min(found[:2]) > 0.1 and max(found[2:]) < 0.02 and found[-1] < intact["L_enc"]
     assert f"shrunk to {runs['loss on reconstructions']['measures']['spread']:.2f} of the spread" in text
+
+
+@pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--steps=1", 2)])
+def test_options_of_the_gallery_begin_no_training(option, code, monkeypatch, capsys):
+    monkeypatch.setattr(planar, "training", None)  # would fail if called
+    assert run_command("toy_experiments.failure_gallery", option) == code
+    assert "usage: " in "".join(capsys.readouterr())
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Tests of the study of settings: its judges against cases with known answers, and tiny runs end to end."""
 
 import gzip
+import io
 import json
+import signal
 import struct
 import subprocess
 import sys
@@ -240,6 +242,28 @@ def test_labels_that_are_none(tmp_path):
         judges.read_labels(path)
 
 
+def test_labels_are_found_where_the_images_are(tmp_path, monkeypatch):
+    """In torchvision's layout, beside other copies, and nowhere."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.parent.mkdir(parents=True)
+    write_digits(raw)
+    for root in (tmp_path / "data", tmp_path / "data" / "mnist"):
+        labels, test_labels = judges.mnist_labels(str(root))
+        assert labels.tolist() == [i % 10 for i in range(90)] and len(test_labels) == 45
+        config = dlsgan.Config(dataset="mnist", data_dir=str(root))
+        assert len(dlsgan.load_mnist(config)[0]) == len(labels)
+    packed = raw / "train-labels-idx1-ubyte.gz"
+    plain = gzip.decompress(packed.read_bytes())
+    (raw / "train-labels-idx1-ubyte").write_bytes(plain)
+    assert judges.mnist_labels(str(raw))[0].tolist() == labels.tolist()
+    (raw / "train-labels-idx1-ubyte").write_bytes(plain[:-1] + b"\5")
+    with pytest.raises(dlsgan.UserError, match="train-labels-idx1-ubyte.gz differ: remove one"):
+        judges.mnist_labels(str(raw))
+    monkeypatch.setattr(judges.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(packed.read_bytes()))
+    with pytest.raises(dlsgan.UserError, match="empty/train-labels.* cannot be downloaded .*wrong checksum"):
+        judges.mnist_labels("empty")
+
+
 def test_names_mean_changes_from_the_base():
     base = settings.configure("base")
     assert (base.encoder_weight, base.latent_dim, base.batch_size, base.scale_window) == (3, 64, 8, 400)
@@ -308,6 +332,40 @@ def test_runs_are_kept_resumed_and_told(tiny, capsys):
     told = capsys.readouterr().out
     assert f"l_enc                 {m['l_enc']:.4g}" in told
     assert "skin tone" in told
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_stopped_before_its_first_evaluation_goes_on(tiny, monkeypatch, kept):
+    """Without its clock, too, as after a power cut."""
+    step = dlsgan.train_step
+    taken = []
+
+    def stopped_at_the_third(*arguments):
+        taken.append(1)
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(dlsgan, "train_step", stopped_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        settings.train("base", 0.5)
+    out = tiny / "runs/settings/0.5-minutes/base"
+    state = dlsgan.read_checkpoint(out)[1]
+    assert state["step"] == 3 and "l_enc" not in state["history"].replace("l_enc_train", "")
+    clock = out / "processor.json"
+    before = 0
+    assert settings.processor_seconds(out) > 0
+    if kept:
+        before = 1000
+        clock.write_text('{"seconds": 1000}')
+    else:
+        clock.unlink()
+    settings.train("base", 0.5)
+    assert len(taken) == 8
+    total = settings.processor_seconds(out)
+    assert before < total < before + 600
+    settings.train("base", 0.5)  # finished: reading the images takes no time of the run
+    assert settings.processor_seconds(out) == total
 
 
 def test_mnist_runs(tiny, capsys):

@@ -20,7 +20,7 @@ def seconds_per_image(config: dlsgan.Config, steps: int = 96) -> float:
     average = dlsgan.DLSGAN(*networks, model.latent_scale).requires_grad_(False)
     optimizers = dlsgan.make_optimizers(model, c.lr)
     rng = torch.Generator().manual_seed(0)
-    real = dlsgan.cartoon_faces(c.batch_size, c.resolution)[0][:, : 1 if c.dataset == "mnist" else 3]
+    real = dlsgan.cartoon_faces(c.batch_size, c.resolution)[0][:, : dlsgan.image_channels(c)]
     real = real.contiguous(memory_format=torch.channels_last)
     start = 0.0
     for step in range(-8, steps):  # the first steps are slower and are not counted

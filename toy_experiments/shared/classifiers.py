@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dlsgan
-from toy_experiments.shared.training import in_batches
 
 CELEBA_ATTRIBUTES = ("Smiling", "Male", "Eyeglasses", "Bangs", "Young")
 
@@ -44,7 +43,7 @@ def judge_network(resolution: int, outputs: int) -> nn.Sequential:
 
 def read(network: nn.Module, x: Tensor) -> Tensor:
     """What a trained judge says of images [N, 3, H, W]: [N, outputs]."""
-    return in_batches(network, x.clamp(-1, 1))
+    return dlsgan.in_batches(network, x.clamp(-1, 1))
 
 
 def read_probabilities(network: nn.Module, x: Tensor) -> Tensor:
@@ -60,7 +59,8 @@ def train_judge(
     seed: int,
 ) -> nn.Module:
     """A judge of images. Decoded pictures are less sharp than those the judge learns from, so these are
-    blurred, with noise, by random amounts."""
+    blurred, with noise of a standard deviation up to 0.05, by random amounts. The learning rate rises over
+    50 steps and falls along them all, from 2e-3 to 0.02 of that."""
     torch.manual_seed(seed)
     network = judge_network(resolution, outputs).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
@@ -100,12 +100,12 @@ def factor_regressor(
 def celeba_labels(config: dlsgan.Config) -> np.ndarray:
     """Whether each image has CELEBA_ATTRIBUTES, bool [N, 5], in the order of dlsgan.load_celeba: training
     images first. UserError if there is no table of attributes, or it lacks one of them."""
-    train, test, table = dlsgan.find_celeba(config)
+    train, test, (columns, table) = dlsgan.find_celeba(config)
     needed = f"no attributes in {config.data_dir}: list_attr_celeba.txt, or Kaggle's .csv, is needed"
     dlsgan.require(table, needed)
-    missing = [name for name in CELEBA_ATTRIBUTES if name not in table["image_id"]]
+    missing = [name for name in CELEBA_ATTRIBUTES if name not in columns]
     dlsgan.require(not missing, f"list_attr_celeba in {config.data_dir} has no column {', '.join(missing)}")
-    chosen = [table["image_id"].index(name) for name in CELEBA_ATTRIBUTES]
+    chosen = [columns.index(name) for name in CELEBA_ATTRIBUTES]
     _, readable = dlsgan.cache_images(train + test, config)
     names = [Path(path).stem for path, good in zip(train + test, readable, strict=True) if good]
     return np.array([table[name] for name in names])[:, chosen] > 0

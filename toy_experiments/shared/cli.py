@@ -14,6 +14,7 @@ import torch
 import dlsgan
 
 RESULTS = Path(__file__).parents[1] / "results"
+FAULTS = (dlsgan.UserError, OSError, MemoryError, torch.OutOfMemoryError)  # those of dlsgan.main
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -39,12 +40,16 @@ def image_parser(doc: str | None) -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def one_line(name: str) -> Iterator[None]:
-    """Ends the program with one line, "name: what is wrong", and exit code 2 on a UserError."""
+    """Ends the program with one line, "name: what is wrong", and exit code 2 on one of FAULTS; on Ctrl-C with
+    "name: stopped" and 130."""
     try:
         yield
-    except dlsgan.UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+    except FAULTS as error:
+        print(f"{name}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def processor() -> str:

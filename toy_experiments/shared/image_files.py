@@ -49,7 +49,7 @@ def save(image: Image.Image, path: Path) -> None:
         image.save(path)
 
 
-def numbered(folder: Path, i: int, count: int) -> Path:
+def frame_path(folder: Path, i: int, count: int) -> Path:
     """The i-th of `count` PNGs: digits enough for all of them, at least six, so that they sort by number."""
     return folder / f"{i:0{max(6, len(str(count - 1)))}d}.png"
 

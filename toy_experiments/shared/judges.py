@@ -21,7 +21,6 @@ from torch import Tensor, nn
 import dlsgan
 from toy_experiments.shared import classifiers
 from toy_experiments.shared.distances import samples_like, swd
-from toy_experiments.shared.training import in_batches
 
 LABELS_SHA256 = {  # of the decoded files
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -45,9 +44,9 @@ def quality(model: dlsgan.DLSGAN, test: Tensor) -> dict:
 @torch.no_grad()
 def live_latents(model: dlsgan.DLSGAN, x: Tensor) -> Tensor:
     """z_hat of images in the live dimensions (v > 1/2 on generated images) alone: [N, number of them]."""
-    generated = in_batches(model.encode, model.sample(1000, seed=10**6).clamp(-1, 1))
+    generated = dlsgan.in_batches(model.encode, model.sample(1000, seed=10**6).clamp(-1, 1))
     live = generated.square().mean(0) > 0.5
-    return in_batches(model.encode, x)[:, live]
+    return dlsgan.in_batches(model.encode, x)[:, live]
 
 
 def ridge_scores(codes: Tensor, u: Tensor) -> list[float]:
@@ -77,7 +76,7 @@ def factors(model: dlsgan.DLSGAN, regressor: nn.Module, n: int = 3000) -> dict:
     resolution = 4 * 2 ** len(model.generator.blocks)
     x, u = dlsgan.cartoon_faces(n, resolution, seed=30)  # seeds 0 to 21 are those of dlsgan.load_cartoon
     x = x.contiguous(memory_format=torch.channels_last)
-    y = in_batches(model.reconstruct, x[: n // 3])
+    y = dlsgan.in_batches(model.reconstruct, x[: n // 3])
     return {
         "r2_latents": ridge_scores(live_latents(model, x), u),
         "r2_reconstructions": reading_scores(regressor, y, u[: n // 3]),
@@ -97,7 +96,7 @@ def digits(model: dlsgan.DLSGAN, classifier: nn.Module, test: Tensor) -> dict:
     share of test images whose reconstruction is read as the same digit."""
     samples = probabilities(classifier, samples_like(model, test))
     real = probabilities(classifier, test)
-    restored = probabilities(classifier, in_batches(model.reconstruct, test))
+    restored = probabilities(classifier, dlsgan.in_batches(model.reconstruct, test))
     shares = samples.argmax(1).bincount(minlength=10) / len(samples)
     return {
         "readable": (samples.amax(1) > 0.95).float().mean().item(),
@@ -107,11 +106,10 @@ def digits(model: dlsgan.DLSGAN, classifier: nn.Module, test: Tensor) -> dict:
     }
 
 
-def read_labels(path: Path) -> np.ndarray:
+def read_labels(path: str | Path) -> np.ndarray:
     """Labels in MNIST's IDX format, gzipped or not: uint8 [N]."""
     with dlsgan.explain(f"{path} is not a readable IDX file of labels"):
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        raw = dlsgan.read_bytes(str(path))
         magic, count = np.frombuffer(raw[:8], ">u4").tolist()
         dlsgan.require(magic == 0x801, f"its magic number is {magic:#x}, not 0x801")
         dlsgan.require(len(raw) == 8 + count > 8, f"it announces {count} labels and has {len(raw) - 8}")
@@ -120,21 +118,32 @@ def read_labels(path: Path) -> np.ndarray:
         return labels
 
 
+def download_labels(name: str, folder: str) -> str:
+    """Fetches a file of MNIST's labels into the folder; returns its path there."""
+    path = Path(folder, f"{name}.gz")
+    url = f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz"
+    with dlsgan.explain(f"{path} is missing and cannot be downloaded from {url}"):
+        data = urllib.request.urlopen(url, timeout=30).read()
+        right = hashlib.sha256(gzip.decompress(data)).hexdigest() == LABELS_SHA256[name]
+        dlsgan.require(right, "wrong checksum of what was sent")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return str(path)
+
+
 def mnist_labels(data_dir: str) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of the training and of the test images, from the original files, downloaded when absent."""
+    """Labels of the training and of the test images, from the original files, which are found where
+    dlsgan.load_mnist finds those of the images, and downloaded when absent."""
+    files = dlsgan.list_files(data_dir)
     result = []
-    for name, digest in LABELS_SHA256.items():
-        plain = Path(data_dir) / name
-        packed = Path(data_dir) / f"{name}.gz"
-        if not plain.exists() and not packed.exists():
-            url = f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz"
-            with dlsgan.explain(f"{packed} is missing and cannot be downloaded from {url}"):
-                data = urllib.request.urlopen(url, timeout=30).read()
-                right = hashlib.sha256(gzip.decompress(data)).hexdigest() == digest
-                dlsgan.require(right, "wrong checksum of what was sent")
-                packed.parent.mkdir(parents=True, exist_ok=True)
-                packed.write_bytes(data)
-        result.append(read_labels(plain if plain.exists() else packed))
+    for name in LABELS_SHA256:
+        pattern = name.replace("-", ".?") + "[^/]*$"  # Kaggle's train-labels.idx1-ubyte, too
+        paths = dlsgan.find(files, pattern) or [download_labels(name, data_dir)]
+        labels = read_labels(paths[0])
+        for path in paths[1:]:
+            same = np.array_equal(read_labels(path), labels)
+            dlsgan.require(same, f"{paths[0]} and {path} differ: remove one")
+        result.append(labels)
     return result[0], result[1]
 
 
@@ -220,14 +229,15 @@ def celeba_material(config: dlsgan.Config, labelled: int = 8000, judge_steps: in
 @torch.no_grad()
 def recognised(model: dlsgan.DLSGAN, material: Material) -> dict[str, dict[str, float]]:
     """Balanced accuracy of each attribute on test images: of a logistic regression on z_hat, fitted on the
-    labelled images; of the judge on reconstructions, and on the images themselves."""
-    z_labelled = in_batches(model.encode, material.images)
-    z_test = in_batches(model.encode, material.test)
+    labelled images, with ten times scikit-learn's usual penalty on its coefficients (C=0.1); of the judge on
+    reconstructions, and on the images themselves."""
+    z_labelled = dlsgan.in_batches(model.encode, material.images)
+    z_test = dlsgan.in_batches(model.encode, material.test)
     by_codes = []
     for label in material.labels.T:
         regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced"))
         by_codes.append(regression.fit(z_labelled.numpy(), label).predict(z_test.numpy()))
-    reconstructions = in_batches(model.decode, z_test)
+    reconstructions = dlsgan.in_batches(model.decode, z_test)
     read = {
         "from z_hat": np.stack(by_codes, 1),
         "from reconstructions": (material.judge(reconstructions) > material.threshold).numpy(),

@@ -67,7 +67,7 @@ class Explorer(ipywidgets.HBox):
         self.children = [self.picture, ipywidgets.VBox([*self.sliders, self.button])]
 
     def make_slider(self, i: int) -> ipywidgets.FloatSlider:
-        """That of dimension i, at the start's value, or at the end of the range nearest to it."""
+        """That of dimension i, at the start's value; its range is widened to that if need be."""
         v = self.model.latent_scale.v[i].item()
         slider = ipywidgets.FloatSlider(
             value=self.start[i].item(),

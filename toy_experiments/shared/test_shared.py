@@ -3,7 +3,9 @@
 import dataclasses
 import importlib
 import itertools
+import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +83,84 @@ def test_an_encoder_trained_afterwards_finds_what_the_generator_kept(rank):
     assert (encoder(z @ a)[1] - z).square().mean().item() == pytest.approx(1 - rank / 4, abs=0.02)
 
 
+def test_an_encoder_goes_on_only_for_the_same_frozen_weights():
+    config = training.configure("cartoon", batch_size=4)
+    path = Path("encoder.pt")
+
+    def train(generator, frozen):
+        record = {}
+        encoder = LinearEncoder(5, 4)
+        return training.train_encoder(generator, encoder, 4, config, 20, path, record, frozen=frozen), record
+
+    generator = nn.Linear(4, 5).requires_grad_(False)
+    first, record = train(generator, generator)
+    again, same_record = train(generator, generator)  # finished
+    assert same_record == record and torch.equal(first.weight, again.weight)
+    before = path.read_bytes()
+    generator.bias[2] += 1e-6
+    other = r"encoder.pt is not of this run \(delete it to start again\): it was trained for frozen networks"
+    with pytest.raises(dlsgan.UserError, match=other):
+        train(generator, generator)
+    with pytest.raises(dlsgan.UserError, match=other):
+        train(generator, None)
+    assert path.read_bytes() == before
+    path.unlink()
+    train(generator, None)  # a file that does not say what was frozen
+    train(generator, None)
+    with pytest.raises(dlsgan.UserError, match=other):
+        train(generator, generator)
+
+
 def test_images_seen_of_a_run_and_of_exported_weights():
     assert training.images_seen(tiny(batch_size=8), {"step": 5}) == 40
     assert training.images_seen(tiny(batch_size=8), {"step": 5, "images": 7}) == 7
+    assert training.images_seen(tiny(batch_size=8), {"images": 7}) == 7
+    with pytest.raises(dlsgan.UserError, match="does not say on how many images it was trained"):
+        training.images_seen(tiny(), {"format": 1, "config": {}, "ema": {}})
+
+
+def test_the_data_of_a_trained_model_is_where_it_was():
+    config = tiny(dataset="folder", data_dir="photos")
+    assert training.find_data(config, "") == "data/folder"  # not there any more
+    Path("photos").mkdir()
+    assert training.find_data(config, "") == "photos"
+    assert training.find_data(config, "elsewhere") == "elsewhere"
+    assert training.find_data(tiny(dataset="mnist"), "") == "data/mnist"
+
+
+def test_kept_results_are_those_of_the_usual_models():
+    """And other models get other names, so that their results do not take the place of these."""
+    found = {}
+    for experiment in ("interfacegan", "invert_by_optimization"):
+        for path in cli.RESULTS.glob(f"{experiment}-*.json"):
+            checkpoint = json.loads(path.read_text())["command"].split("--checkpoint ")[1].split()[0]
+            dataset = path.stem.removeprefix(f"{experiment}-").split("-")[0]
+            name = training.result_name(tiny(dataset=dataset), checkpoint)
+            assert path.stem == f"{experiment}-{name}"
+            found[checkpoint] = name
+    assert found["pretrained/celeba64.pt"] == "celeba" and found["runs/mnist-200000/dlsgan"] == "mnist"
+    for dataset, checkpoint, name in (
+        ("celeba", "pretrained/celeba64-no-scale.pt", "celeba-celeba64-no-scale"),
+        ("celeba", "runs/celeba", "celeba-celeba"),  # at 128x128
+        ("mnist", "runs/mnist/checkpoint.pt", "mnist"),
+        ("mnist", "runs/mnist-24000/dlsgan", "mnist-dlsgan"),
+        ("folder", "runs/v1.5", "folder-v1.5"),
+    ):
+        assert training.result_name(tiny(dataset=dataset), checkpoint) == name
+
+
+def test_the_clock_of_a_cpu_counts_work_and_not_waiting():
+    before = training.clock("cpu"), training.clock("meta")
+    time.sleep(0.2)
+    assert training.clock(torch.device("cpu")) - before[0] < 0.1
+    assert training.clock("meta") - before[1] >= 0.2
+
+
+def test_the_device_auto_is_resolved_before_its_clock_is_read(monkeypatch):
+    devices = []
+    monkeypatch.setattr(training, "clock", lambda device: devices.append(device) or 0.0)
+    assert list(training.resumable(2, tiny(device="auto"), {}, None, None)) == [0, 1]
+    assert devices == [dlsgan.pick_device("auto")] * 3
 
 
 # ---- Distances ---------------------------------------------------------------------------------------------
@@ -243,10 +320,9 @@ PROGRAMS = sorted(
     for path in (ROOT / "toy_experiments").rglob("*.py")
     if '__name__ == "__main__"' in path.read_text() and not path.name.startswith("test_")
 )
-WITHOUT_OPTIONS = {"toy_experiments.failure_gallery"}  # takes no arguments, and would begin to train
 
 
-@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in WITHOUT_OPTIONS])
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_help_of_each_command_is_its_docstring(name, capsys):
     assert run_command(name, "--help") == 0
     shown = capsys.readouterr().out

@@ -30,8 +30,8 @@ dimension explains.
 
 takes about 8 minutes on one core and draws results/eigengan-cartoon.png.
 
-Expected printout: |U^T U - I| below 1e-5, L away from 0, spread and distance of samples; without subspaces
-these collapse.
+Expected printout: L away from 0, spread and distance of samples, which collapse without subspaces; |U^T U -
+I| below 1e-5, the rounding error of Gram-Schmidt: it cannot be otherwise and says nothing about the training.
 """
 
 import copy

@@ -14,7 +14,10 @@ On `cartoon` each attribute is the sign of a factor u_k ~ N(0, 1), the judge is 
 are in standard deviations: that of the edited factor, and the leakage into the other seven. On `celeba` the
 attributes are Smiling, Male, Eyeglasses, Bangs and Young, the judge is a classifier, and changes are in its
 probabilities. Normals on z_hat, where dead dimensions weigh as much as live ones, are compared with those on
-s * z_hat.
+s * z_hat. The same distances are steps of another size there: in the kept run on cartoon faces the edited
+faces' own distances have a standard deviation of about 1.0 on z_hat and 2.4 on s * z_hat, so that edits from
+-3 to 3 cover some 6 and 2.5 of them. Do not compare the ways by how much they change, but by the largest
+leakage per unit of the target's change, which is printed.
 
 An edit can only be as good as the encoder: what a reconstruction does not keep (`kept`: squared correlation
 between what the judge reads off test images and off their reconstructions), no direction can change. Look at
@@ -23,6 +26,8 @@ z_hat, of the judge on the reconstructions, and of the judge on the images thems
 
     python -m toy_experiments.systems.interfacegan --checkpoint pretrained/cartoon.pt    2 minutes on one core
     python -m toy_experiments.systems.interfacegan --checkpoint pretrained/celeba64.pt   4 minutes on one core
+
+Their results are interfacegan-DATASET.json and .png, those of other models interfacegan-DATASET-MODEL.
 
 Expected printout: for each attribute the judge's own score, what is kept and recognised, the accuracy of the
 SVM; for each way to edit, the change of the target and the largest change of another attribute.
@@ -46,7 +51,7 @@ from toy_experiments.shared.classifiers import CELEBA_ATTRIBUTES, factor_regress
 from toy_experiments.shared.cli import RESULTS
 from toy_experiments.shared.figures import middles
 from toy_experiments.shared.judges import Material, celeba_material, recognised
-from toy_experiments.shared.training import images_seen, in_batches
+from toy_experiments.shared.training import find_data, images_seen, in_batches, result_name
 
 SHOWN = {"cartoon": ("smile", "eye opening"), "celeba": CELEBA_ATTRIBUTES}
 UNITS = {"cartoon": "standard deviations", "celeba": "probability"}
@@ -63,9 +68,9 @@ def fit_normals(
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
     """A linear SVM per attribute, on 70% of codes [N, d] with labels bool [N, K]: unit normals [K, d],
     offsets b [K] such that n . y + b is the signed distance, and balanced accuracies on the other 30%. C: the
-    mean hinge loss times 10. In some directions codes of real images hardly vary: a less regularised SVM uses
-    these to separate a little better, but moving along them leaves the codes' distribution and changes other
-    attributes, too."""
+    mean squared hinge loss times 10. In some directions codes of real images hardly vary: a less regularised
+    SVM uses these to separate a little better, but moving along them leaves the codes' distribution and
+    changes other attributes, too."""
     order = np.random.default_rng(seed).permutation(len(codes))
     cut = int(0.7 * len(codes))
     fitted = order[:cut]
@@ -205,7 +210,8 @@ def main(
     count = len(dlsgan.CARTOON_FACTORS if dataset == "cartoon" else CELEBA_ATTRIBUTES)
     too_few = f"conditional edits of {count} attributes need more latent dimensions than {count}"
     dlsgan.require(config.latent_dim > count, too_few)
-    config.data_dir = data_dir or f"data/{dataset}"
+    seen = images_seen(config, state)
+    config.data_dir = find_data(config, data_dir)
     material = MATERIAL[dataset](config, labelled, judge_steps)
     edited = material.test[:faces]
     found, editors = experiment(
@@ -217,7 +223,7 @@ def main(
         "command": f"python -m toy_experiments.systems.interfacegan --checkpoint {shown}",
         "machine": cli.processor(),
         "minutes": round((time.perf_counter() - started) / 60, 2),
-        "model": {"images": images_seen(config, state), "latent_dim": config.latent_dim},
+        "model": {"images": seen, "latent_dim": config.latent_dim},
         "unit": UNITS[dataset],
         "labelled": len(material.images),
         "faces": len(edited),
@@ -229,11 +235,11 @@ def main(
     directions = np.stack(editors["s*z, conditional"].directions).round(4).tolist()
     result["directions"] = dict(zip(names, directions, strict=True))  # of conditional edits of s * z
     report(result)
-    cli.write_json(results / f"interfacegan-{dataset}.json", result)
+    stem = f"interfacegan-{result_name(config, checkpoint)}"
+    cli.write_json(results / f"{stem}.json", result)
     with torch.no_grad():
         reconstructions = in_batches(model.reconstruct, edited)
-        path = results / f"interfacegan-{dataset}.png"
-        draw(result, editors, edited, reconstructions, SHOWN[dataset], path)
+        draw(result, editors, edited, reconstructions, SHOWN[dataset], results / f"{stem}.png")
     return result
 
 
@@ -309,7 +315,7 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__)
     checkpoint_help = "a run of dlsgan.py on cartoon or celeba: folder or checkpoint"
     parser.add_argument("--checkpoint", required=True, help=checkpoint_help)
-    parser.add_argument("--data-dir", default="", help="where CelebA is (default: data/celeba)")
+    parser.add_argument("--data-dir", default="", help="where CelebA is (default: as in training)")
     with cli.one_line("interfacegan"):
         torch.set_num_threads(1)
         main(**vars(parser.parse_args()))

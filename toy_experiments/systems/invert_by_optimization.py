@@ -12,8 +12,9 @@ best, and poor minima in the space of z; its exact inverse lets the starts in z 
 
 take about 3 and 6 minutes on one core. The second line adds the LIA that `python -m
 toy_experiments.systems.lia --dataset mnist` has trained. Both draw results/invert_by_optimization-mnist.png:
-PSNR of test images against seconds per image. Seconds are of processor time on a CPU, for a batch; optimising
-a single image wastes more.
+PSNR of test images against seconds per image. Models other than those of USUAL in shared/training.py have
+their names in that of the file, too: results/invert_by_optimization-DATASET-MODEL.png. Seconds are of
+processor time on a CPU, for a batch; optimising a single image wastes more.
 
 It prints, for each system and space, PSNR and seconds of the encoder alone, the encoder and 50 steps, and
 each start and all steps.
@@ -31,7 +32,7 @@ import dlsgan
 from toy_experiments.shared import cli
 from toy_experiments.shared.cli import RESULTS
 from toy_experiments.shared.figures import middles
-from toy_experiments.shared.training import clock, images_seen
+from toy_experiments.shared.training import clock, find_data, images_seen, result_name
 from toy_experiments.systems import lia
 
 STARTS = ("random", "mean", "encoder")
@@ -164,7 +165,7 @@ def main(
         dlsgan.require(same, f"{checkpoint} knows {config.dataset}, {lia_folder} knows {other.dataset}")
         trained["LIA"] = other.images
         command += f" --lia {lia_folder}"
-    config.data_dir = data_dir or f"data/{config.dataset}"
+    config.data_dir = find_data(config, data_dir)
     torch.set_num_threads(1)
     x = dlsgan.to_float(dlsgan.LOADERS[config.dataset](config)[1][:count])
     result = {"command": command, "test_images": len(x), "training_images": trained}
@@ -177,7 +178,7 @@ def main(
             traces["summary"] = ends
             texts = [f"{key} {end['psnr']:.1f} dB in {end['seconds']:.3f} s" for key, end in ends.items()]
             print(f"{name}, {space}: {'; '.join(texts)}", flush=True)
-    stem = results / f"invert_by_optimization-{config.dataset}"
+    stem = results / f"invert_by_optimization-{result_name(config, checkpoint)}"
     cli.write_json(stem.with_suffix(".json"), result)
     draw(result, pictures, x, stem.with_suffix(".png"))
     return result
@@ -213,7 +214,7 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a run of dlsgan.py, or pretrained/celeba64.pt")
     parser.add_argument("--lia", dest="lia_folder", help="folder of a run of lia.py")
-    parser.add_argument("--data-dir", default="", help="where the data is (default: data/DATASET)")
+    parser.add_argument("--data-dir", default="", help="where the data is (default: as in training)")
     parser.add_argument("--count", type=int, default=16, help="test images (default: 16)")
     parser.add_argument("--steps", type=int, default=500, help="steps of gradient descent (default: 500)")
     with cli.one_line("invert_by_optimization"):

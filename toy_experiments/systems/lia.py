@@ -120,6 +120,11 @@ def gan_budget(config: dlsgan.Config) -> int:
     return round(GAN_SHARE * config.images)
 
 
+def encoder_budget(config: dlsgan.Config) -> int:
+    """Images for stage 2 of a budget."""
+    return config.images - gan_budget(config)
+
+
 def train_stage_1(
     config: dlsgan.Config,  # its images are the budget of both stages
     images: np.ndarray,  # uint8 [N, C, H, W]
@@ -241,9 +246,9 @@ def train_stage_2(
     stage = Stage2(gan, c, kind)
     record["pixel_loss"] = []
     record["gradient"] = {name: [] for name in LAYERS}
-    steps = math.ceil((1 - GAN_SHARE) * c.images / c.batch_size)
+    steps = math.ceil(encoder_budget(c) / c.batch_size)
     stream = None
-    for step in training.resumable(steps, c, stage.stateful(), record, path):
+    for step in training.resumable(steps, c, stage.stateful(), record, path, gan):
         if stream is None:
             stream = dlsgan.batches(images, c.batch_size, c.seed + 1, step, c.flip)
         dlsgan.decay_learning_rate((stage.optimizer, stage.optimizer_c), c.lr, 0.1, step / steps)

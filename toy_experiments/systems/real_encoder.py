@@ -25,7 +25,7 @@ worth something then? For that, run a model trained without it, too.
 Each writes results/real_encoder-NAME.json and .png, and runs/real_encoder/NAME-real-encoder.pt; NAME is that
 of the run's folder, or of the file. 7 minutes of processor time of one core of an AMD EPYC with AVX2 for
 40,000 digits and 71 for 150,000 faces, and some 10 for the measures. A second call goes on where the first
-was stopped.
+was stopped, if the model is still the same.
 """
 
 import copy
@@ -111,7 +111,7 @@ def fine_tune(
     tuning = FineTuning(model, c.lr, c.seed)
     steps = math.ceil(c.images / c.batch_size)
     stream = None
-    for step in training.resumable(steps, c, tuning.stateful(), {} if record is None else record, path):
+    for step in training.resumable(steps, c, tuning.stateful(), record, path, model):
         if stream is None:  # only now it is known which step is the first
             stream = dlsgan.batches(images, c.batch_size, c.seed + 1, step, c.flip)
         dlsgan.decay_learning_rate([tuning.optimizer], c.lr, LR_FINAL, step / steps)
@@ -149,8 +149,9 @@ def main(
     """Fine-tunes, measures both encoders, writes numbers and figure."""
     dlsgan.require(min(images, count, steps) >= 1, "--images, --count and --steps must be at least 1")
     trained, state = dlsgan.read_checkpoint(checkpoint)
+    seen = training.images_seen(trained, state)
     changes = {"images": images, "seed": seed, "device": device, "threads": 1}
-    config = dataclasses.replace(trained, **changes, data_dir=data_dir or f"data/{trained.dataset}")
+    config = dataclasses.replace(trained, **changes, data_dir=training.find_data(trained, data_dir))
     torch.set_num_threads(1)
     name = Path(checkpoint).stem
     folder = runs / "real_encoder"
@@ -159,7 +160,6 @@ def main(
     model = dlsgan.load_model(checkpoint, device)
     record = {}
     tuned = fine_tune(model, config, train_images, folder / f"{name}.pt", record)
-    seen = training.images_seen(trained, state)
     weights = export_weights.half_precision(tuned.state_dict())
     text = f"an encoder fine-tuned on {images:,} real images (not in the paper)"
     path = folder / f"{name}-real-encoder.pt"
@@ -240,7 +240,7 @@ def draw(result: dict, models: dict[str, dlsgan.DLSGAN], x: Tensor, path: Path) 
 if __name__ == "__main__":
     parser = cli.parser(__doc__)
     parser.add_argument("checkpoint", help="folder of a run, or a checkpoint")
-    parser.add_argument("--data-dir", default="", help="where the data is (default: data/DATASET)")
+    parser.add_argument("--data-dir", default="", help="where the data is (default: as in training)")
     parser.add_argument("--images", type=int, default=40_000, help="budget: real images (default: 40000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto (default: cpu)")

@@ -1,5 +1,6 @@
 """Tests of EigenGAN and its linear case."""
 
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from sklearn.decomposition import PCA
 
 import dlsgan
 from conftest import double, small_cartoon, tiny, write_mnist
-from toy_experiments.shared import classifiers
+from toy_experiments.shared import classifiers, training
 from toy_experiments.systems import eigengan, eigengan_linear
 
 
@@ -156,20 +157,42 @@ def test_eigengan_training_step_against_separate_losses():
 
 
 @pytest.mark.parametrize("subspaces", [True, False])
-def test_eigengan_stays_orthonormal_and_goes_on_where_it_stopped(subspaces):
+def test_eigengan_stays_orthonormal_and_goes_on_where_it_stopped(subspaces, monkeypatch):
     config = tiny(latent_dim=16, channel_base=246, channel_max=15, images=80, lr=0.01)
     images = small_cartoon(config)[0]
-    record = {}
-    generator = eigengan.train(config, images, subspaces, Path("state.pt"), record)
+    ticks = itertools.count(0, 100)
+    monkeypatch.setattr(training, "clock", lambda device: next(ticks))  # a state is kept after each step
+    step = eigengan.train_step
+    calls = []
+
+    def train(path, last=None):
+        def limited(*arguments):
+            calls.append(1)
+            if len(calls) == last:
+                raise KeyboardInterrupt
+            return step(*arguments)
+
+        monkeypatch.setattr(eigengan, "train_step", limited)
+        record = {}
+        return eigengan.train(config, images, subspaces, Path(path), record), record
+
+    generator, record = train("state.pt")
     assert generator.latent_dim == 16 and generator.noise_dim == (4 if subspaces else 16)
     assert generator(torch.randn(3, 16)).shape == (3, 3, 16, 16)
     assert record["log"][-1]["images"] == 80 and record["log"][-1]["orthogonality"] < 1e-5
     for block in generator.blocks if subspaces else []:
         u = eigengan_linear.orthonormal(block.subspace.free).double()
         assert (u.T @ u - torch.eye(eigengan.Q)).abs().max() < 1e-5 and block.subspace.L.abs().min() > 1
-    again = eigengan.train(config, images, subspaces, Path("state.pt"), {})  # finished: nothing is left to do
-    for a, b in zip(generator.parameters(), again.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    again, _ = train("state.pt")  # finished: nothing is left to do
+    assert len(calls) == 20
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train("parts.pt", last=9)
+    parts, record_of_parts = train("parts.pt")
+    assert len(calls) == 9 + 12 and record_of_parts == record
+    for other in (again, parts):
+        for a, b in zip(generator.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_eigengan_has_half_the_learning_rate(monkeypatch):

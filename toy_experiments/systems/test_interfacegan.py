@@ -93,8 +93,8 @@ def test_interfacegan_on_each_data_set(capsys):
     assert np.array(result["ways"]["normals on z"]["mean_change"]).shape == (8, 8)
     write_celeba(Path("c"), n=100, test=20)
     write_attributes(Path("c"), list(classifiers.CELEBA_ATTRIBUTES))
-    list(dlsgan.train(tiny(dataset="celeba", data_dir="c", out="celeba", **settings)))
-    result = interfacegan.main("celeba", "c", faces=6, judge_steps=2, results=Path("kept"))
+    list(dlsgan.train(tiny(dataset="celeba", data_dir="c", out="celeba64", **settings)))
+    result = interfacegan.main("celeba64", faces=6, judge_steps=2, results=Path("kept"))
     assert (result["labelled"], result["names"]) == (40, list(classifiers.CELEBA_ATTRIBUTES))
     assert result["judge"].keys() == {"accuracy", "share of test images"}
     assert {len(t) for t in result["directions"].values()} == {settings["latent_dim"]}
@@ -104,6 +104,12 @@ def test_interfacegan_on_each_data_set(capsys):
         kept = json.loads(Path(f"kept/interfacegan-{dataset}.json").read_text())
         assert kept["ways"].keys() == interfacegan.WAYS.keys()
     assert "largest leakage" in capsys.readouterr().out
+    kept = Path("kept/interfacegan-cartoon.json").read_bytes()
+    list(dlsgan.train(tiny(out="cartoon-no-scale", latent_scale=False, **settings)))
+    interfacegan.main("cartoon-no-scale", labelled=60, faces=6, judge_steps=2, results=Path("kept"))
+    assert Path("kept/interfacegan-cartoon.json").read_bytes() == kept
+    for suffix in (".json", ".png"):
+        assert Path(f"kept/interfacegan-cartoon-cartoon-no-scale{suffix}").exists()
 
 
 def test_what_the_page_says_of_attributes_on_celeba():

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import dlsgan
@@ -70,6 +72,38 @@ def test_the_loss_against_its_definition(trained):
     prior = np.mean((lengths / (s * s * v).sum().item() - 1) ** 2)
     expected = 20 * pixels + features + l_enc + (z_error**2).mean().item() + prior
     assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("last", [2, 5])
+def test_fine_tuning_goes_on_where_it_stopped(trained, last, monkeypatch):
+    config, model = trained
+    config = dataclasses.replace(config, images=24)  # 6 steps
+    images = small_cartoon(config)[0]
+    ticks = itertools.count(0, 100)
+    monkeypatch.setattr(training, "clock", lambda device: next(ticks))  # a state is kept after each step
+    step = real_encoder.FineTuning.step
+    done = []
+
+    def fine_tune(path, stop_at=None):
+        def limited(self, x, target, number):
+            if number == stop_at:
+                raise KeyboardInterrupt
+            done.append(number)
+            return step(self, x, target, number)
+
+        monkeypatch.setattr(real_encoder.FineTuning, "step", limited)
+        record = {}
+        return real_encoder.fine_tune(model, config, images, Path(path), record).state_dict(), record
+
+    whole, record = fine_tune("whole.pt")
+    assert done == list(range(6))
+    done.clear()
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune("parts.pt", last)
+    assert done == list(range(last))
+    parts, record_of_parts = fine_tune("parts.pt")
+    assert done == list(range(6)) and record_of_parts == record
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
 # ---- The attack on the claim -------------------------------------------------------------------------------
@@ -169,6 +203,21 @@ def test_gains_by_descent_against_the_images_themselves(trained):
     assert behind[1]["gain"] == pytest.approx(found["w"], abs=1e-2)
 
 
+def no_step(*arguments):
+    raise AssertionError("nothing is left to train")
+
+
+def test_the_experiment_finds_the_images_of_a_run_on_a_folder(monkeypatch):
+    Path("photos").mkdir()
+    for i, face in enumerate(dlsgan.to_uint8(dlsgan.cartoon_faces(40, 16)[0])):
+        Image.fromarray(face.permute(1, 2, 0).numpy()).save(f"photos/{i}.png")
+    list(dlsgan.train(tiny(dataset="folder", data_dir="photos", out="run", images=8)))
+    monkeypatch.setattr(hybrid, "STEPS", (0, 1))
+    monkeypatch.setattr(real_encoder, "draw", no_report)
+    result = real_encoder.main("run", 8, count=2, steps=1, results=Path("kept"))
+    assert result["model"] == {"name": "run", "dataset": "folder", "images": 8}
+
+
 def test_the_experiment_from_a_run_to_the_figure(trained, monkeypatch, capsys):
     monkeypatch.setattr(hybrid, "STEPS", (0, 2))
     options = {"images": 24, "count": 3, "steps": 4, "results": Path("kept")}
@@ -191,12 +240,16 @@ def test_the_experiment_from_a_run_to_the_figure(trained, monkeypatch, capsys):
         assert kept[name]["l_enc"] == pytest.approx(measured["l_enc"], abs=1e-3)
 
     monkeypatch.setattr(real_encoder, "draw", no_report)
+    monkeypatch.setattr(real_encoder.FineTuning, "step", no_step)
     again = real_encoder.main("run", **options)  # fine-tuned already
     assert again["fine-tuned"]["psnr_gain_test"] == kept["fine-tuned"]["psnr_gain_test"]
     with pytest.raises(dlsgan.UserError, match="delete it to start again"):
         real_encoder.main("run", **options | {"images": 48})
     with pytest.raises(dlsgan.UserError, match="must be at least 1"):
         real_encoder.main("run", **options | {"count": 0})
+    list(dlsgan.train(dataclasses.replace(trained_config, images=32), resume=True))  # another generator
+    with pytest.raises(dlsgan.UserError, match="real_encoder/run.pt .*delete it .* frozen networks"):
+        real_encoder.main("run", **options)
 
 
 # ---- The page ----------------------------------------------------------------------------------------------

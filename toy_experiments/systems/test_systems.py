@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 
 import dlsgan
 from conftest import double, page_text, tiny
-from toy_experiments.shared import distances
+from toy_experiments.shared import cli, distances, training
 from toy_experiments.shared.cli import RESULTS
 from toy_experiments.systems import compare, eigengan, invert_by_optimization, lia
 from toy_experiments.tools import export_weights
@@ -157,6 +158,13 @@ def test_the_gradients_of_stage_2_are_those_of_its_loss(kind, tiny_plain, tmp_pa
     for name in ("latent_head", "from_rgb"):
         norm = first.get_submodule(name).weight.grad.norm().item()
         assert record["gradient"][name][0] == pytest.approx(norm, rel=1e-3)
+
+
+def test_both_stages_share_the_budget():
+    for images in (12, 48, 24_000, 120_000, 400_000):
+        config = tiny(images=images)
+        assert lia.gan_budget(config) + lia.encoder_budget(config) == images
+    assert math.ceil(lia.encoder_budget(tiny(images=120_000)) / 8) == 5000
 
 
 def test_volatility_of_a_known_series():
@@ -385,6 +393,37 @@ def test_methods_are_not_repeated_and_rows_of_other_runs_not_mixed(
         compare.table(config, runs, runs)
 
 
+def test_encoders_of_a_deleted_gan_are_not_taken_for_those_of_a_new_one(quick_methods, tiny_plain):
+    config, images, _ = tiny_plain
+    folder = Path("runs")
+    for method in ("encoder-after", "lia-mlp"):
+        compare.METHODS[method](config, images, folder)
+    gan = folder / "gan-mlp.pt"
+    state = torch.load(gan, weights_only=True)
+    state["average"]["generator.mapping.0.bias"][0] += 1  # another training
+    torch.save(state, gan)
+    for method, file in (("encoder-after", "encoder-after.pt"), ("lia-mlp", "mlp.pt")):
+        with pytest.raises(dlsgan.UserError, match=f"runs/{file} .*delete it .* frozen networks"):
+            compare.METHODS[method](config, images, folder)
+        (folder / file).unlink()
+        compare.METHODS[method](config, images, folder)
+    compare.METHODS["eigengan"](config, images, folder)
+    with pytest.raises(dlsgan.UserError, match="encoder-after-eigengan.pt .*delete it .* frozen networks"):
+        compare.METHODS["eigengan"](config, images, folder)  # the stand-in has new weights
+
+
+def test_the_run_that_the_docstring_names_is_the_method_dlsgan():
+    text = " ".join(compare.__doc__.split())
+    command, options = re.search("`python dlsgan.py (--.+?)` is the method dlsgan of `(.+?)`", text).groups()
+    given = vars(dlsgan.make_parser().parse_args(command.split()))
+    settings = cli.image_parser("").parse_args(options.split())
+    ours = training.configure(**vars(settings))
+    run = dlsgan.configure(given)
+    assert Path(run.out) == compare.run_folder(ours, Path("runs")) / "dlsgan"
+    assert compare.same_settings(run, dataclasses.replace(ours, out=run.out))
+    assert not compare.same_settings(dataclasses.replace(run, images=300_000), ours)
+
+
 def test_lia_and_inversion_by_optimisation_from_training_to_figure(tiny_plain, tmp_path, capsys):
     config, _, _ = tiny_plain
     result = lia.main(config, tmp_path, tmp_path)
@@ -404,7 +443,7 @@ def test_lia_and_inversion_by_optimisation_from_training_to_figure(tiny_plain, t
     x = dlsgan.to_float(dlsgan.LOADERS["cartoon"](config)[1][:3])
     expected = dlsgan.psnr(x, dlsgan.load_model("run").reconstruct(x).clamp(-1, 1)).mean().item()
     assert found["DLSGAN"]["w"]["summary"]["encoder alone"]["psnr"] == pytest.approx(expected, abs=0.02)
-    assert (tmp_path / "invert_by_optimization-cartoon.png").exists()
+    assert (tmp_path / "invert_by_optimization-cartoon-run.png").exists()
     export_weights.write(Path("small.pt"), config, 16, dlsgan.read_checkpoint("run")[1]["ema"])
     exported = invert_by_optimization.main("small.pt", None, "", 3, 6, tmp_path)
     assert exported["training_images"] == {"DLSGAN": 16} == {"DLSGAN": found["training_images"]["DLSGAN"]}

@@ -11,7 +11,8 @@ transform (rotation, scale, shift). What lies outside of the photo is filled wit
 
 The first line writes photo-eyes.html: open it in a browser, click on both eyes, and it shows the numbers for
 the second, which are the pixels x y of the centre of one eye and x y of that of the other, in the upright
-photo. The eye farther left in the photo becomes the left one of the crop.
+photo. The eye farther left in the photo becomes the left one of the crop. Without --out the crop is written
+to photo-aligned.jpg, or photo-aligned-2.jpg if that is there. A file that --out names must not be there.
 
 Expected printout: where the crop was written, and by how much the photo was turned and scaled.
 """
@@ -27,6 +28,7 @@ from PIL import Image, ImageOps
 
 import dlsgan
 from toy_experiments.shared import cli
+from toy_experiments.shared.image_files import new_file
 
 WIDTH = 178
 HEIGHT = 218
@@ -106,8 +108,9 @@ def click_page(photo: Image.Image) -> str:
     return f'<div><img src="{source}" style="{style}" onclick="{click}"><p>Click on both eyes.</p></div>'
 
 
-def main(photo: str, eyes: list[float] | None, out: str) -> None:
-    """Reads a photo, writes the crop; without eyes a page to click on them."""
+def main(photo: str, eyes: list[float] | None, out: str = "") -> None:
+    """Reads a photo, writes the crop, over no other file; without eyes a page to click on them. out: file to
+    write; the first of STEM-aligned.jpg, STEM-aligned-2.jpg, ... that is not there if empty."""
     with dlsgan.explain(f"{photo} cannot be read as an image"):
         image = ImageOps.exif_transpose(Image.open(photo))
         image.load()
@@ -119,11 +122,12 @@ def main(photo: str, eyes: list[float] | None, out: str) -> None:
         return
     crop = align(image, tuple(eyes))
     a, _ = similarity(tuple(eyes))
-    with dlsgan.explain(f"cannot write {out}"):
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        crop.save(out, quality=95)
+    names = dlsgan.numbered(Path(f"{Path(photo).stem}-aligned.jpg"))
+    path = new_file(out or next(name for name in names if not name.exists()))
+    with dlsgan.explain(f"cannot write {path}"):
+        crop.save(path, quality=95)
     angle = math.degrees(math.atan2(a.imag, a.real))
-    print(f"{out}: turned by {angle:+.1f} degrees, scaled by {1 / abs(a):.2f}")
+    print(f"{path}: turned by {angle:+.1f} degrees, scaled by {1 / abs(a):.2f}")
 
 
 if __name__ == "__main__":
@@ -131,6 +135,6 @@ if __name__ == "__main__":
     parser.add_argument("photo")
     positions = ("X", "Y", "X", "Y")
     parser.add_argument("--eyes", type=float, nargs=4, metavar=positions, help="in pixels")
-    parser.add_argument("--out", default="aligned.jpg", help="file to write (default: aligned.jpg)")
+    parser.add_argument("--out", default="", help="new file to write (default: PHOTO-aligned.jpg)")
     with cli.one_line("align_face"):
         main(**vars(parser.parse_args()))

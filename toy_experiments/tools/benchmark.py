@@ -75,7 +75,7 @@ class Stepper:
         self.off = off
         self.r1_every = r1_every
         self.model = dlsgan.build(config).to(memory_format=torch.channels_last)
-        channels = 1 if config.dataset == "mnist" else 3
+        channels = dlsgan.image_channels(config)
         real = torch.rand(config.batch_size, channels, config.resolution, config.resolution)
         self.real = real.mul_(2).sub_(1).contiguous(memory_format=torch.channels_last)
         plain_forms.change_model(self.model, off)
@@ -345,6 +345,7 @@ def main(
     machine."""
     unknown = sorted(set(sections) - set(SECTIONS))
     dlsgan.require(not unknown, f"unknown section {', '.join(unknown)}: choose {', '.join(SECTIONS)}")
+    dlsgan.require(min(threads) >= 1, f"--threads {min(threads)}: at least 1 is needed")
     dlsgan.keep_memory()
     runs = {"cartoon": {}}
     if data_dir:

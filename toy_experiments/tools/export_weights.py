@@ -21,7 +21,7 @@ import torch
 import dlsgan
 from toy_experiments.shared import cli, distances
 from toy_experiments.shared.cli import RESULTS
-from toy_experiments.shared.training import images_seen, in_batches
+from toy_experiments.shared.training import images_seen
 from toy_experiments.tools import results_table
 
 LIMIT = 12_000_000  # bytes
@@ -98,7 +98,7 @@ def mean_logits(checkpoint: str | Path, **images: torch.Tensor) -> dict[str, flo
     images["generated"] = torch.cat([model.sample(10, seed) for seed in range(tens)])
     result = {}
     for name, x in images.items():
-        logits = in_batches(lambda part: model.discriminator(part)[0], x.clamp(-1, 1))
+        logits = dlsgan.in_batches(lambda part: model.discriminator(part)[0], x.clamp(-1, 1))
         result[f"logits_{name}"] = logits.mean().item()
     return result
 
@@ -116,9 +116,12 @@ def export(
     inception: str | None = None,
     after: str = "",  # as in results_table.add
 ) -> Path:
-    """Writes pretrained/NAME.pt, results/runs/NAME.json and the model card; returns the first."""
+    """Writes pretrained/NAME.pt, results/runs/NAME.json and the model card; returns the first. A fault leaves
+    a file of that name as it was."""
     config, state = dlsgan.read_checkpoint(run)
-    results_table.evaluations(run)  # a UserError here, before anything is written
+    results_table.evaluations(run)  # a UserError here, before anything is measured or written
+    if inception:
+        distances.load_inception(inception)  # here, too
     name = name or Path(run).resolve().name
     path = dlsgan.PRETRAINED / f"{name}.pt"
     train_set, test_set = dlsgan.LOADERS[config.dataset](config)
@@ -127,34 +130,37 @@ def export(
     if after:
         seen += results_table.load(after)["measures"]["images"]
     full = measure(run, test)
-    write(path, config, seen, half_precision(state["ema"]))
-    half = measure(path, test)
-    for precision, values in (("float32", full), ("float16", half)):
-        told = ", ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "v")
-        print(f"{precision}: {told}")
-    stored_as = "float16"
-    if not half_is_enough(half, full):
-        stored_as = "float32"
-        write(path, config, seen, state["ema"])
-    size = path.stat().st_size
-    if size > LIMIT:
-        path.unlink()
+    temporary = path.with_suffix(".tmp")
+    try:
+        write(temporary, config, seen, half_precision(state["ema"]))
+        half = measure(temporary, test)
+        for precision, values in (("float32", full), ("float16", half)):
+            told = ", ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "v")
+            print(f"{precision}: {told}")
+        stored_as = "float16"
+        if not half_is_enough(half, full):
+            stored_as = "float32"
+            write(temporary, config, seen, state["ema"])
+        size = temporary.stat().st_size
         too_large = f"{path} would have {size / 1e6:.1f} MB: at most {LIMIT / 1e6:.0f} MB are kept"
-        raise dlsgan.UserError(too_large)
+        dlsgan.require(size <= LIMIT, too_large)
 
-    compared = distances.main(run, inception)
-    samples = compared["samples"]
-    others = compared["other test images"]
-    exported = {"stored_as": stored_as, "bytes": size, "images": seen, "test_images": len(test)}
-    exported |= half if stored_as == "float16" else full
-    exported |= {"trained_on": len(train_set), "swd": samples["swd mean"], "swd_test": others["swd mean"]}
-    exported |= mean_logits(run, train=dlsgan.to_float(train_set[:images]), test=test)
-    if inception:
-        exported |= {"fid": samples["FID"], "fid_test": others["FID"]}
-    exported["distances"] = compared
-    exported["distance_images"] = min(2000, len(test_set)) // 2  # of distances.main
-    exported["cost_of_float16"] = {key: half[key] - full[key] for key in TOLERANCE}
-    results_table.add(run, command, name, after=after, exported=exported)
+        compared = distances.main(run, inception)
+        samples = compared["samples"]
+        others = compared["other test images"]
+        exported = {"stored_as": stored_as, "bytes": size, "images": seen, "test_images": len(test)}
+        exported |= half if stored_as == "float16" else full
+        exported |= {"trained_on": len(train_set), "swd": samples["swd mean"], "swd_test": others["swd mean"]}
+        exported |= mean_logits(run, train=dlsgan.to_float(train_set[:images]), test=test)
+        if inception:
+            exported |= {"fid": samples["FID"], "fid_test": others["FID"]}
+        exported["distances"] = compared
+        exported["distance_images"] = min(2000, len(test_set)) // 2  # of distances.main
+        exported["cost_of_float16"] = {key: half[key] - full[key] for key in TOLERANCE}
+        results_table.add(run, command, name, after=after, exported=exported)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     (path.parent / "README.md").write_text(card())
     print(f"{path}: {size / 1e6:.2f} MB, {stored_as}")
     return path

@@ -2,8 +2,8 @@
 benchmark.py.
 
 Each entry of LEVERS replaces something in dlsgan by the form that StyleGAN2's paper or PyTorch's default
-suggests. All but "one batch of fakes" compute the same function: the tests compare one training step with and
-without each in float64.
+suggests. All but "one batch of fakes" compute the same function: the tests compare one training step, or two
+of Adam, with and without each in float64.
 """
 
 import contextlib

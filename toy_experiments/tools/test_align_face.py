@@ -78,3 +78,19 @@ def test_a_crop_is_written(capsys):
     align_face.main("frame.png", [69, 111, 108, 111], "o/crop.png")
     assert np.array_equal(np.asarray(Image.open("o/crop.png")), np.asarray(frame))
     assert capsys.readouterr().out == "o/crop.png: turned by +0.0 degrees, scaled by 1.00\n"
+
+
+def test_a_crop_goes_over_no_other_file(capsys):
+    """Two photos, or one twice, give two crops by default; a file that is named must be new."""
+    eyes = [69, 111, 108, 111]
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (178, 218), "green").save(name)
+    for photo in ("a.png", "b.png", "a.png"):
+        align_face.main(photo, eyes)
+    written = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert written == ["a-aligned.jpg", "b-aligned.jpg", "a-aligned-2.jpg"]
+    assert all(Image.open(name).size == (178, 218) for name in written)
+    before = Path("a.png").read_bytes()
+    with pytest.raises(dlsgan.UserError, match="cannot write a.png: it is there"):
+        align_face.main("a.png", eyes, "a.png")
+    assert Path("a.png").read_bytes() == before

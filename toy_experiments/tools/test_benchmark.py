@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import dlsgan
-from conftest import TINY, tiny, write_celeba
+from conftest import TINY, flat, tiny, write_celeba
 from toy_experiments.tools import benchmark, flops, plain_forms, results_table
 
 
@@ -43,9 +43,39 @@ def largest_difference(fast, plain):
 TWO_BATCHES = "one batch of fakes for both losses"  # which computes another function
 
 
-@pytest.mark.parametrize("lever", [name for name in plain_forms.LEVERS if name != TWO_BATCHES])
+FUSED_ADAM = "fused Adam"  # which the plain gradient descent above does not use
+
+
+@pytest.mark.parametrize(
+    "lever", [name for name in plain_forms.LEVERS if name not in (TWO_BATCHES, FUSED_ADAM)]
+)
 def test_each_shortcut_leaves_the_training_step_as_it_is(lever):
     assert largest_difference(gradients_of_a_step([]), gradients_of_a_step([lever])) < 1e-11
+
+
+def weights_after_two_steps(levers):
+    """By dlsgan's own optimisers, in float64, with the named shortcuts switched off."""
+    torch.manual_seed(0)
+    with plain_forms.without(levers):
+        model = dlsgan.build(tiny()).double()
+        optimizers = dlsgan.make_optimizers(model, 1e-3)
+        for seed in (0, 1):
+            rng = torch.Generator().manual_seed(seed)
+            real = dlsgan.cartoon_faces(4, 16, seed)[0].double()
+            with pytest.MonkeyPatch.context() as patch:
+                z = torch.randn(4, TINY["latent_dim"], generator=rng, dtype=torch.float64)
+                patch.setattr(dlsgan, "sample_latents", lambda *arguments, z=z: z)
+                dlsgan.train_step(model, optimizers, real, rng)
+    return flat(model), optimizers
+
+
+def test_the_fused_adam_takes_the_steps_of_the_plain_one():
+    """Two of them, so that the averages of the first count."""
+    fast, fused = weights_after_two_steps([])
+    plain, unfused = weights_after_two_steps([FUSED_ADAM])
+    assert all(optimizer.defaults["fused"] for optimizer in fused)
+    assert not any(optimizer.defaults["fused"] for optimizer in unfused)
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-6)
 
 
 def tiny_sgd_step(self):
@@ -132,6 +162,12 @@ def test_the_share_of_the_optimisers_is_that_of_whole_updates(monkeypatch):
     found = benchmark.shares(tiny(), repeats=2)
     assert whole and all(whole)
     assert found.keys() == {"data", "averaged weights", "optimisers", "R1", "evaluations"}
+
+
+def test_a_benchmark_without_threads_is_one_line():
+    with pytest.raises(dlsgan.UserError, match="--threads 0: at least 1"):
+        benchmark.main(["floor"], [1, 0], path=Path("speed.json"))
+    assert not Path("speed.json").exists()
 
 
 def weight(c_out, c_in, size):

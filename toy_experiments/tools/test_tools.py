@@ -169,9 +169,21 @@ def test_weights_that_half_precision_would_change_stay_as_they_are(kept, monkeyp
     weights = torch.load(path, weights_only=True)["ema"]
     assert torch.equal(weights["generator.constant"], original["generator.constant"])
     monkeypatch.setattr(export_weights, "LIMIT", 1000)
-    with pytest.raises(dlsgan.UserError, match="at most 0 MB"):
-        export_weights.export("mine", "again", images=20)
-    assert not path.exists()
+    before = path.read_bytes()
+    for name in ("other", "mine"):
+        with pytest.raises(dlsgan.UserError, match=f"{name}.pt would have .*at most 0 MB"):
+            export_weights.export("mine", "again", name, images=20)
+    assert {file.name for file in path.parent.iterdir()} == {"mine.pt", "README.md"}
+    assert path.read_bytes() == before  # the weights of a good export outlive a bad one
+
+
+def test_a_bad_inception_file_is_told_before_anything_is_measured(kept, monkeypatch):
+    list(dlsgan.train(tiny(out="mine")))
+    monkeypatch.setattr(export_weights, "measure", None)  # would fail if called
+    Path("text.pt").write_text("no network")
+    with pytest.raises(dlsgan.UserError, match="text.pt is not the TorchScript file"):
+        export_weights.export("mine", "again", inception="text.pt")
+    assert not Path("pretrained").exists()
 
 
 def digest(weights):

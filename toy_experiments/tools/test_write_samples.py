@@ -63,7 +63,7 @@ def test_no_more_than_a_batch_is_decoded_at_a_time(model, tmp_path, monkeypatch)
 
 
 def test_a_million_images_sort_by_number(tmp_path):
-    names = [image_files.numbered(tmp_path, i, 10_000_000).name for i in (9, 10, 9_999_999)]
+    names = [image_files.frame_path(tmp_path, i, 10_000_000).name for i in (9, 10, 9_999_999)]
     assert names == ["0000009.png", "0000010.png", "9999999.png"] == sorted(names)
 
 

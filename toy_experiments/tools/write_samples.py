@@ -13,7 +13,7 @@ of the angle between them, while the length goes linearly from one to the other.
 shrink on the way, and the images with it become more alike. It writes numbered frames and walk.gif, whose
 256 colours a frame are the format's own.
 
-`make_grid` writes the first samples as one picture.
+`grid` writes the first samples as one picture.
 
 Nothing is overwritten: a folder must be new or empty, a file must not be there. A model may be the folder of
 a run, a checkpoint, or a file of pretrained/. Expected printout: what was written, and where. Some hundred
@@ -34,9 +34,9 @@ from toy_experiments.shared import cli
 from toy_experiments.shared.image_files import (
     BATCH,
     enlarge,
+    frame_path,
     new_file,
     new_folder,
-    numbered,
     read_codes,
     save,
     to_pillow,
@@ -81,9 +81,9 @@ def write_images(model: dlsgan.DLSGAN, count: int, seed: int, out: str | Path) -
     i = 0
     for z in tqdm(draw_latents(model, count, seed), "writing", -(-count // BATCH), unit=f"x{BATCH} images"):
         for x in model.decode(z):
-            save(to_pillow(x), numbered(folder, i, count))
+            save(to_pillow(x), frame_path(folder, i, count))
             i += 1
-    print(f"{folder}: {count:,} images, from {numbered(folder, 0, count).name} on")
+    print(f"{folder}: {count:,} images, from {frame_path(folder, 0, count).name} on")
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def write_walk(
     folder = new_folder(out)
     for start in range(0, len(z), BATCH):
         for i, x in enumerate(model.decode(z[start : start + BATCH]), start):
-            save(to_pillow(x), numbered(folder, i, len(z)))
+            save(to_pillow(x), frame_path(folder, i, len(z)))
     write_gif(folder, len(z), zoom, milliseconds)
     print(f"{folder}: {len(z)} frames through {len(stops)} stops, and walk.gif")
 
@@ -111,7 +111,7 @@ def write_walk(
 def read_frames(folder: Path, count: int, zoom: int) -> Iterator[Image.Image]:
     """The numbered frames of a folder, one at a time."""
     for i in range(count):
-        with Image.open(numbered(folder, i, count)) as frame:
+        with Image.open(frame_path(folder, i, count)) as frame:
             yield enlarge(frame, zoom)
 
 
