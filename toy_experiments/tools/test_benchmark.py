@@ -188,7 +188,7 @@ def weight(c_out, c_in, size):
 def test_kernels_are_told_apart(kind, call):
     x = torch.randn(16, 32, 64, 64)
     square = torch.randn(1000, 1000)
-    shares = flops.kernels(lambda: call(x, square))
+    shares = flops.kernels(lambda: [call(x, square) for _ in range(5)])  # the first may wait for memory
     assert max(shares, key=shares.get) == kind and sum(shares.values()) == pytest.approx(1)
 
 
