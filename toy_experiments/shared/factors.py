@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 import dlsgan
-from toy_experiments.shared.training import in_batches
 
 
 def variance_shares(
@@ -21,13 +20,13 @@ def variance_shares(
     sum to 1 for a function without such interactions and to more otherwise."""
     rng = torch.Generator().manual_seed(seed)
     u = torch.randn(n, inputs, generator=rng)
-    values = in_batches(function, u, 250).flatten(1)
+    values = dlsgan.in_batches(function, u, batch_size=250).flatten(1)
     variance = values.var(0).sum()
     shares = []
     for k in range(inputs):
         redrawn = u.clone()
         redrawn[:, k] = torch.randn(n, generator=rng)
-        change = in_batches(function, redrawn, 250).flatten(1) - values
+        change = dlsgan.in_batches(function, redrawn, batch_size=250).flatten(1) - values
         shares.append(change.square().mean(0).sum() / 2 / variance)
     return torch.stack(shares)
 

@@ -74,11 +74,6 @@ def clock(device: str | torch.device) -> float:
     return time.perf_counter()
 
 
-def in_batches(function: Callable[[Tensor], Tensor], x: Tensor, size: int = 50) -> Tensor:
-    """function(x) for x [N, ...], computed for a few at a time."""
-    return torch.cat([function(part) for part in x.split(size)])
-
-
 def state_of(x: nn.Module | torch.optim.Optimizer | torch.Generator) -> dict | Tensor:
     return x.get_state() if isinstance(x, torch.Generator) else x.state_dict()
 

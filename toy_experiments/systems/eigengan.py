@@ -255,7 +255,7 @@ def measure(
     images."""
     d = generator.latent_dim
     z = torch.randn(len(test), d, generator=torch.Generator().manual_seed(seed))
-    x = training.in_batches(generator, z)
+    x = dlsgan.in_batches(generator, z)
     result = {"spread": (x.std(0).mean() / test.std(0).mean()).item(), "swd": swd(x, test)["mean"]}
     if regressor:
         correlation = np.corrcoef(z.numpy(), regressor(x).numpy(), rowvar=False)

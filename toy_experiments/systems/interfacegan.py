@@ -51,7 +51,7 @@ from toy_experiments.shared.classifiers import CELEBA_ATTRIBUTES, factor_regress
 from toy_experiments.shared.cli import RESULTS
 from toy_experiments.shared.figures import middles
 from toy_experiments.shared.judges import Material, celeba_material, recognised
-from toy_experiments.shared.training import find_data, images_seen, in_batches, result_name
+from toy_experiments.shared.training import find_data, images_seen, result_name
 
 SHOWN = {"cartoon": ("smile", "eye opening"), "celeba": CELEBA_ATTRIBUTES}
 UNITS = {"cartoon": "standard deviations", "celeba": "probability"}
@@ -136,7 +136,7 @@ class Editor:
     def __call__(self, k: int, distance: float) -> Tensor:
         y = edit(self.codes, self.normals[k], self.offsets[k], self.directions[k], distance)
         z_scaled = torch.from_numpy(y).float() * self.to_z_scaled
-        return in_batches(self.generator, z_scaled).clamp(-1, 1)
+        return dlsgan.in_batches(self.generator, z_scaled).clamp(-1, 1)
 
 
 @torch.no_grad()
@@ -150,12 +150,12 @@ def experiment(
 ) -> tuple[dict, dict[str, Editor]]:
     """Results for JSON, and an Editor of the test images for each of WAYS."""
     before = judge(test)
-    after = judge(in_batches(model.reconstruct, test))
+    after = judge(dlsgan.in_batches(model.reconstruct, test))
     correlation = np.corrcoef(before.numpy(), after.numpy(), rowvar=False)[len(names) :, : len(names)]
     kept = correlation.diagonal() ** 2
     result = {"kept": dict(zip(names, kept.round(4).tolist(), strict=True)), "ways": {}}
-    z_labelled = in_batches(model.encode, labelled)
-    z_test = in_batches(model.encode, test)
+    z_labelled = dlsgan.in_batches(model.encode, labelled)
+    z_test = dlsgan.in_batches(model.encode, test)
     editors = {}
     for way, (scaled, conditional) in WAYS.items():
         editor = Editor(model, z_labelled, labels, z_test, scaled, conditional)
@@ -238,7 +238,7 @@ def main(
     stem = f"interfacegan-{result_name(config, checkpoint)}"
     cli.write_json(results / f"{stem}.json", result)
     with torch.no_grad():
-        reconstructions = in_batches(model.reconstruct, edited)
+        reconstructions = dlsgan.in_batches(model.reconstruct, edited)
         draw(result, editors, edited, reconstructions, SHOWN[dataset], results / f"{stem}.png")
     return result
 
