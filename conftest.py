@@ -1,5 +1,6 @@
 """What the tests of all rooms share: where they run, small configurations, and writers of tiny data sets."""
 
+import contextlib
 import gzip
 import runpy
 import struct
@@ -71,6 +72,23 @@ def flat(module):
 
 def double(module):
     return module.double().requires_grad_()
+
+
+@contextlib.contextmanager
+def counted(owner, name, last=None):
+    """Inside `with`, the list that this gives gets the arguments of each call of owner.name; call number
+    `last` is a Ctrl-C instead."""
+    function = getattr(owner, name)
+    calls = []
+
+    def limited(*arguments):
+        calls.append(arguments)
+        if len(calls) == last:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    with mock.patch.object(owner, name, limited):
+        yield calls
 
 
 class Inverse(nn.Module):

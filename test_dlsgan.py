@@ -1636,6 +1636,20 @@ def test_beside_trained_weights_a_preset_names_data_set_and_folder():
     assert (both.dataset, both.out) == ("cartoon", "runs/celeba64")
 
 
+def test_laptop_presets_are_what_the_list_of_changes_says():
+    assert "batches of 8" in dlsgan.__doc__ and "6 to 8 times the learning rate" in dlsgan.__doc__
+    paper = dlsgan.Config(**dlsgan.PRESETS["celeba"])
+    rates = set()
+    for name in dlsgan.PRESETS.keys() - {"celeba"}:
+        config = dlsgan.Config(**dlsgan.PRESETS[name])
+        rates.add(round(config.lr / paper.lr))
+        assert config.batch_size == 8 and config.encoder_weight > 1 == paper.encoder_weight
+        assert config.flip == (name in ("celeba64", "folder"))
+        assert config.latent_dim < paper.latent_dim and config.r1_gamma < paper.r1_gamma
+        assert config.mapping_layers == 2 and config.head_scale < paper.head_scale
+    assert (min(rates), max(rates)) == (6, 8)
+
+
 def test_trained_weights_and_pictures_of_the_other_kind(capsys):
     """Those of a folder are read as the weights need them; digits are grey, drawn faces coloured."""
     for folder, mode in (("grey", "L"), ("colour", "RGB")):

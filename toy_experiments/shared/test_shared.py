@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import dlsgan
-from conftest import ROOT, run_command, tiny, write_attributes, write_celeba
+from conftest import ROOT, counted, run_command, tiny, write_attributes, write_celeba
 from toy_experiments.shared import classifiers, cli, distances, figures, training
 
 # ---- Training ----------------------------------------------------------------------------------------------
@@ -35,28 +35,19 @@ def test_training_any_two_networks_is_the_training_of_dlsgan(tiny_plain):
 def test_a_stopped_experiment_goes_on_where_it_was(tiny_plain, tmp_path, monkeypatch):
     config, images, _ = tiny_plain
     ticks = iter(range(0, 10**6, 100))
-    step = dlsgan.train_step
-    calls = []
     monkeypatch.setattr(training, "clock", lambda device: next(ticks))  # a state is kept after each step
 
-    def train(path, last=None):
-        def limited(*arguments):
-            calls.append(1)
-            if len(calls) == last:
-                raise KeyboardInterrupt
-            return step(*arguments)
-
-        monkeypatch.setattr(dlsgan, "train_step", limited)
+    def train(path):
         torch.manual_seed(config.seed)
         record = {}
         return training.train_gan(dlsgan.build(config), config, images, path, record).state_dict(), record
 
     whole, record = train(tmp_path / "whole.pt")
-    calls.clear()
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "parts.pt", last=6)
-    parts, record_of_parts = train(tmp_path / "parts.pt")
-    assert len(calls) == 6 + 7 and record_of_parts == record
+    with counted(dlsgan, "train_step", last=6) as first, pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts.pt")
+    with counted(dlsgan, "train_step") as others:
+        parts, record_of_parts = train(tmp_path / "parts.pt")
+    assert (len(first), len(others)) == (6, 7) and record_of_parts == record
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
     other = dataclasses.replace(config, seed=3)
     with pytest.raises(dlsgan.UserError, match="parts.pt is not of this run.*it has other settings"):

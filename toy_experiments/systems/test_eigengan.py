@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 
 import dlsgan
-from conftest import double, small_cartoon, tiny, write_mnist
+from conftest import counted, double, small_cartoon, tiny, write_mnist
 from toy_experiments.shared import classifiers, training
 from toy_experiments.systems import eigengan, eigengan_linear
 
@@ -162,34 +162,26 @@ def test_eigengan_stays_orthonormal_and_goes_on_where_it_stopped(subspaces, monk
     images = small_cartoon(config)[0]
     ticks = itertools.count(0, 100)
     monkeypatch.setattr(training, "clock", lambda device: next(ticks))  # a state is kept after each step
-    step = eigengan.train_step
-    calls = []
 
-    def train(path, last=None):
-        def limited(*arguments):
-            calls.append(1)
-            if len(calls) == last:
-                raise KeyboardInterrupt
-            return step(*arguments)
-
-        monkeypatch.setattr(eigengan, "train_step", limited)
+    def train(path):
         record = {}
         return eigengan.train(config, images, subspaces, Path(path), record), record
 
-    generator, record = train("state.pt")
+    with counted(eigengan, "train_step") as calls:
+        generator, record = train("state.pt")
+        again, _ = train("state.pt")  # finished: nothing is left to do
+    assert len(calls) == 20
     assert generator.latent_dim == 16 and generator.noise_dim == (4 if subspaces else 16)
     assert generator(torch.randn(3, 16)).shape == (3, 3, 16, 16)
     assert record["log"][-1]["images"] == 80 and record["log"][-1]["orthogonality"] < 1e-5
     for block in generator.blocks if subspaces else []:
         u = eigengan_linear.orthonormal(block.subspace.free).double()
         assert (u.T @ u - torch.eye(eigengan.Q)).abs().max() < 1e-5 and block.subspace.L.abs().min() > 1
-    again, _ = train("state.pt")  # finished: nothing is left to do
-    assert len(calls) == 20
-    calls.clear()
-    with pytest.raises(KeyboardInterrupt):
-        train("parts.pt", last=9)
-    parts, record_of_parts = train("parts.pt")
-    assert len(calls) == 9 + 12 and record_of_parts == record
+    with counted(eigengan, "train_step", last=9) as first, pytest.raises(KeyboardInterrupt):
+        train("parts.pt")
+    with counted(eigengan, "train_step") as others:
+        parts, record_of_parts = train("parts.pt")
+    assert (len(first), len(others)) == (9, 12) and record_of_parts == record
     for other in (again, parts):
         for a, b in zip(generator.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import dlsgan
-from conftest import no_report, page_text, perfect_model, small_cartoon, tiny
+from conftest import counted, no_report, page_text, perfect_model, small_cartoon, tiny
 from toy_experiments.shared import training
 from toy_experiments.shared.cli import RESULTS
 from toy_experiments.systems import hybrid, lia, real_encoder
@@ -81,28 +81,18 @@ def test_fine_tuning_goes_on_where_it_stopped(trained, last, monkeypatch):
     images = small_cartoon(config)[0]
     ticks = itertools.count(0, 100)
     monkeypatch.setattr(training, "clock", lambda device: next(ticks))  # a state is kept after each step
-    step = real_encoder.FineTuning.step
-    done = []
 
-    def fine_tune(path, stop_at=None):
-        def limited(self, x, target, number):
-            if number == stop_at:
-                raise KeyboardInterrupt
-            done.append(number)
-            return step(self, x, target, number)
-
-        monkeypatch.setattr(real_encoder.FineTuning, "step", limited)
+    def fine_tune(path):
         record = {}
         return real_encoder.fine_tune(model, config, images, Path(path), record).state_dict(), record
 
     whole, record = fine_tune("whole.pt")
-    assert done == list(range(6))
-    done.clear()
-    with pytest.raises(KeyboardInterrupt):
-        fine_tune("parts.pt", last)
-    assert done == list(range(last))
-    parts, record_of_parts = fine_tune("parts.pt")
-    assert done == list(range(6)) and record_of_parts == record
+    with counted(real_encoder.FineTuning, "step", last + 1) as first, pytest.raises(KeyboardInterrupt):
+        fine_tune("parts.pt")
+    with counted(real_encoder.FineTuning, "step") as others:
+        parts, record_of_parts = fine_tune("parts.pt")
+    assert [number for *_, number in first] == list(range(last + 1))
+    assert [number for *_, number in others] == list(range(last, 6)) and record_of_parts == record
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
