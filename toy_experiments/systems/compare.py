@@ -20,8 +20,9 @@ the generated ones beside them.
 
 What to bear in mind: only real-encoder, 20-steps, lia, lia-mlp and optimisation minimise the error of real
 images, which the columns "test" measure; settings are the presets of dlsgan.py, which were chosen with
-dlsgan. Of the other methods two were tuned: EigenGAN has half the learning rate, and real-encoder's weight of
-the pixel error was chosen (20, where LIA's is 1). One seed.
+dlsgan. Of the other methods some were tuned: EigenGAN has half the learning rate, and so have plain GANs of
+CelebA, which ended as black images at the preset's; real-encoder's weight of the pixel error was chosen (20,
+where LIA's is 1). One seed.
 
     python -m toy_experiments.systems.compare run dlsgan lia --dataset mnist --images 24000
     python -m toy_experiments.systems.compare table --dataset mnist --images 24000

@@ -153,6 +153,14 @@ def test_the_gradients_of_stage_2_are_those_of_its_loss(kind, tiny_plain, tmp_pa
         assert record["gradient"][name][0] == pytest.approx(norm, rel=1e-3)
 
 
+def test_stage_1_is_a_plain_gan_and_slower_on_faces():
+    for preset, slower in (("cartoon", 1), ("mnist", 1), ("celeba64", 0.5)):
+        config = dlsgan.configure({"preset": preset})
+        plain = lia.stage_1(config)
+        assert plain.encoder_weight == 0 and not plain.latent_scale
+        assert plain.lr == config.lr * slower
+
+
 def test_both_stages_share_the_budget():
     for images in (12, 48, 24_000, 120_000, 400_000):
         config = tiny(images=images)
