@@ -60,18 +60,11 @@ def test_what_the_readme_says_of_the_cartoon_runs():
     assert f"reconstructions show {spanned} of the eight" in text
     worth = [a["psnr_gain_test"] - b["psnr_gain_test"] for a, b in zip(seeds, plain, strict=True)]
     assert f"come back {min(worth):.1f} to {max(worth):.1f} dB better with the scale, seed by seed" in text
-    assert shown[3] == 8 and "reconstructions show all eight factors with the scale" in text
-    at_most = max(m["r2_reconstructions"][smile] for m in seeds)
-    r2 = scaled_long["r2_reconstructions"][smile]
-    assert f"(R² {r2:.2f}, after 60,000 images at most {at_most:.2f})" in text
+    assert shown[3] == 8 and "After 300,000 they show all eight with the scale (seed 1; seed 0" in text
     first = judged("cartoon-long-seed-0")
-    assert first["active"] == 8 and f"the smile (R² {first['r2_reconstructions'][smile]:.2f})" in text
-    assert f"That is seed 1, with {scaled_long['active']} live dimensions" in text
-    assert settings.known_factors(plain_long["r2_reconstructions"]) == 3 and "and three without it" in text
-    others = sorted(plain_long["r2_reconstructions"])[:5]
-    assert plain_long["r2_reconstructions"][smile] > others[-1]
-    passed = f"the smile among them (R² {plain_long['r2_reconstructions'][smile]:.2f}"
-    assert f"{passed}; the other five reach {others[0]:.2f} to {others[-1]:.2f})" in text
+    missed = [score < 0.8 for score in first["r2_reconstructions"]]
+    assert missed[smile] and sum(missed) == 1 and "(seed 1; seed 0 misses the smile)" in text
+    assert settings.known_factors(plain_long["r2_reconstructions"]) == 3 and ", and three without it" in text
     better = scaled_long["psnr_gain_test"] - plain_long["psnr_gain_test"]
     assert f"and {better:.1f} dB after 300,000 images" in text
     ratios = [np.mean([m["swd_ratio"] for m in runs]) for runs in (seeds, plain)]
@@ -99,10 +92,10 @@ def test_what_the_readme_says_of_digits():
     assert f"of {wide['readable']:.0%} of those of the larger model, and" in text
     trials = [judged(name) for name in ("mnist-400000", "mnist-450000")]
     read, kept_class = ([f"{m[key]:.1%}" for m in trials] for key in ("readable", "kept"))
-    assert "{} and {} can be read, and {} and {} keep their class".format(*read, *kept_class) in text
-    in_order = (wide, *trials)  # "They trade one for the other."
-    assert in_order == tuple(sorted(in_order, key=lambda m: m["readable"]))
-    assert in_order == tuple(sorted(in_order, key=lambda m: -m["kept"]))
+    assert "more samples can be read, {} and {}".format(*read) in text
+    assert "and a few fewer digits keep their class, {} and {}".format(*kept_class) in text
+    for m in trials:
+        assert m["readable"] > wide["readable"] + 0.01 and wide["kept"] - 0.02 < m["kept"] < wide["kept"]
     names = ("mnist", "mnist-400000", "mnist-450000")
     began, *ended = (results_table.load(name)["settings"] for name in names)
     for key in ("encoder_weight", "r1_gamma"):  # "less lambda and gamma"
@@ -123,11 +116,11 @@ def test_what_the_readme_says_of_digits():
     said = f"is worth {min(worth):.1f} to {max(worth):.1f} dB after 120,000 images, seed by seed"
     assert f"{said}, and nothing in the share" in text
     assert all(a["kept"] < b["kept"] + 0.02 for a, b in zip(digits, plain, strict=True))
-    study = json.loads((RESULTS / "mnist.json").read_text())
-    by_gamma = [f"{study[name]['measures']['readable']:.0%}" for name in ("gamma-10", "base")]
-    assert "is sure of {} of the samples at gamma 10, and of {} at 2".format(*by_gamma) in text
-    assert "little of what the encoder learned helps with real digits" in text
-    assert unclamped["psnr_gain_test"] < 1.5 < 3 < digits[0]["psnr_gain_test"]
+    worse = digits[0]["psnr_gain_test"] - unclamped["psnr_gain_test"]
+    assert f"Without the clamp test digits come back {worse:.1f} dB worse (one seed)" in text
+    tuned = [json.loads((RESULTS / f"real_encoder-mnist{x}.json").read_text()) for x in ("", "-no-scale")]
+    with_scale, without = (result["fine-tuned"]["psnr_gain_test"] for result in tuned)
+    assert with_scale < without and "digits come back no better with the scale than without it" in text
 
 
 def test_what_the_pages_say_of_speeds():
@@ -138,11 +131,6 @@ def test_what_the_pages_say_of_speeds():
     presets = [kept[f"presets, {n} threads: before, after, gain"] for n in (1, 2)]
     gains = [row["gain"] for section in presets for row in section.values()]
     assert f"takes {min(of_floor):.2f} to {max(of_floor):.2f} of it" in text
-    small = [
-        ", ".join(f"{rows[name]['step/floor']:.1f}" for name in ("celeba64", "cartoon", "mnist"))
-        for rows in floors
-    ]
-    assert f"take {small[0]} times their floor on one core, and {small[1]} on two" in text
     slower = json.loads((RESULTS / "speed-avx2.json").read_text())
     names = ("cartoon", "mnist", "celeba64")
     speeds = [[f"{x['floor, 1 threads'][name]['images/s']:.0f}" for name in names] for x in (kept, slower)]
@@ -151,7 +139,11 @@ def test_what_the_pages_say_of_speeds():
     rows = [slower[f"floor, {n} threads"] for n in (1, 2)]
     large = [row["step/floor"] for section in rows for name, row in section.items() if "128x128" in name]
     assert f"With AVX2 it is {min(large):.1f} to {max(large):.1f} times at 128x128" in text
+    for name in names:  # "A second core helps with AVX-512, and hardly or not at all with AVX2."
+        assert floors[1][name]["images/s"] > 1.1 * floors[0][name]["images/s"]
+        assert rows[1][name]["images/s"] < 1.1 * rows[0][name]["images/s"]
     small = [row["step/floor"] for name, row in rows[0].items() if "128x128" not in name]
+    assert min(small) >= max(large) > 1.9 and "small presets are farther from it" in text
     toys = page_text("toy_experiments/README.md")
     assert f"at {min(small):.0f} to {max(small):.1f} times their floor on one AVX2 thread" in toys
     assert f"make a preset {min(gains):.1f} to {max(gains):.1f} times as fast" in text
@@ -175,11 +167,6 @@ def test_what_the_pages_say_of_time():
     found = f"{other['measures']['active']} dimensions and {other['measures']['psnr_gain_test']:.1f} dB"
     instead = f"not {same['active']} and {same['psnr_gain_test']:.1f} (of 256 images)"
     assert f"found {found} on test faces, {instead}" in page_text("README.md")
-    lower = found.replace(" dimensions and", " and came to")
-    assert (
-        f"the run at 1.5 found {lower}" in page_text("README.md")
-        and other["settings"]["encoder_weight"] == 1.5
-    )
     moved = same["psnr_gain_test"] - other["measures"]["psnr_gain_test"]
     assert f"on another machine {moved:.1f} dB:" in page_text("toy_experiments/README.md")
     assert f"32x32: {fastest:.0f} minutes on one CPU core" in dlsgan.__doc__
@@ -226,9 +213,11 @@ def test_what_the_pages_say_of_settings_at_equal_time():
     assert "{}, {}, {} and {} at 1, 1.5, 2 and 3".format(*dimensions) in toys
     gains = [r["measures"]["psnr_gain_test"] for r in weights]
     assert "come back {:+.1f}, {:+.1f}, {:+.1f} and {:+.1f} dB above the mean face".format(*gains) in toys
-    found = "at 1, 1.5, 2 and 3 it finds {}, {}, {} and {} dimensions".format(*dimensions)
-    better = "come back {:.1f}, {:.1f}, {:.1f} and {:.1f} dB above the mean face after 60,000".format(*gains)
-    assert f"{found}, and test faces {better}" in text
+    assert "are found: {}, {}, {} and {} at 1, 1.5, 2 and 3 (one run each)".format(*dimensions) in text
+    assert "A strong R1 makes samples worse, a very weak one loses dimensions" in text
+    assert runs["gamma-10"]["swd_ratio"] > runs["base"]["swd_ratio"] + 0.2
+    assert of_digits["mnist+gamma-10"]["readable"] < of_digits["mnist+base"]["readable"] - 0.05
+    assert runs["gamma-0.2"]["active"] < runs["base"]["active"]
     best = min((m["swd_ratio"], name) for name, m in runs.items())
     assert best[1] == "window-1000" and runs["lambda-10-to-1"]["swd_ratio"] > runs["base"]["swd_ratio"]
     assert f"blurred samples ({runs['gamma-10']['swd_ratio']:.2f})" in toys

@@ -106,6 +106,7 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
     gains = [dict(zip(images, result["curves"]["psnr_gain_test"], strict=True)) for result in kept[:2]]
     same = {f"both come to the same {gain[seen]:+.1f} dB in the first stretch" for gain in gains}
     assert len(same) == 1 and same.pop() in toys
+    gain_of_the_first = f"{gains[0][seen]:+.1f}"
     later = [[gain[n] for n in images if n > seen] for gain in gains]
     low, high = f"{min(later[0]):+.1f}", f"{max(later[0]):+.1f}"
     assert f"falls to {later[1][-1]:+.1f} dB, the one with it stays between {low} and {high}" in toys
@@ -155,7 +156,11 @@ def test_the_pages_tell_of_the_pair_what_was_measured():
         f"({a['psnr_gain_test']:+.2f} against {b['psnr_gain_test']:+.2f} dB over the mean face;",
     ):
         assert sentence in main, sentence
-    assert f"generated faces come back {difference} better" in main
+    assert f"Generated faces come back {difference} better" in main
+    assert f"without weights stays as it is ({b['mse_z']:.2f} and {a['mse_z']:.2f})" in main
+    assert abs(a["mse_z"] - b["mse_z"]) < 0.02
+    assert f"photographs both models had {gain_of_the_first} dB after the first stretch" in main
+    assert f"cost the one without the scale {lost[1]:.1f} dB and the other {lost[0]:.1f} (" in main
     assert f"scale {a['active']} of {kept[0]['latent_dim']} dimensions are live" in main
 
 

@@ -55,7 +55,7 @@ JUDGED = {
 FOUND = {  # data set: heading of its table, the line that its rows begin with, and what is shown
     "cartoon": ("cartoon faces", "python dlsgan.py", "factors shown"),
     "mnist": ("digits", "python dlsgan.py --dataset mnist", "class kept"),
-    "celeba": ("photographs", "python dlsgan.py --preset celeba64", "smile kept"),
+    "celeba": ("photographs", "python dlsgan.py --preset celeba64", "smile read"),
 }
 
 COMPARED = {
