@@ -3200,6 +3200,8 @@ def test_r01_the_shipped_pair_on_test_faces():
     assert scaled["psnr_gain_test"] > plain["psnr_gain_test"] + 1
     gains = (f"{m['psnr_gain_test']:.1f}" for m in (plain, scaled))
     says("R01", f"{scaled['images']:,}", *gains)
+    assert "the bars add up to three times the number of factors" in tutorial_text()
+    assert 2.9 < sum(plain["v"]) / len(dlsgan.CARTOON_FACTORS) < 3.3
 
 
 def test_r02_planar_data():
@@ -3284,7 +3286,12 @@ def test_r16_digits_of_the_larger_model():
     preset, *_ = judged_digits("mnist-seed-0")
     assert larger["psnr_gain_test"] > preset["psnr_gain_test"] + 1
     assert larger["kept"] > preset["kept"] + 0.02
-    says("R16", f"{results_table.load('mnist')['measures']['images']:,}", *numbers)
+    kept = results_table.load("mnist")
+    says("R16", f"{kept['measures']['images']:,}", *numbers)
+    curves = kept["curves"]
+    best = int(np.argmax(curves["psnr_gain_test"]))
+    assert "The gain on test images is highest half-way" in tutorial_text()
+    assert 0.45 < curves["images"][best] / kept["measures"]["images"] < 0.55
 
 
 def test_r05_what_the_paper_setting_costs():
@@ -3422,6 +3429,21 @@ def test_the_tutorial_uses_names_that_exist():
                 used.add((node.value.id, node.attr))
     used = {(name, attribute) for name, attribute in used if inspect.ismodule(names.get(name))}
     assert len(used) > 50 and not [pair for pair in used if not hasattr(names[pair[0]], pair[1])]
+
+
+def test_the_tutorial_trains_networks_of_ones_own():
+    """Its lines for data that are no images, on the ring."""
+    cells = ["".join(cell["source"]) for cell in tutorial_cells("markdown")]
+    (lines,) = re.findall(r"```python\n(model = dlsgan\.DLSGAN\(G, D.*?)```", "".join(cells), re.S)
+    parts = planar.build(seed=0)
+    rng = torch.Generator().manual_seed(0)
+    batches = [planar.draw_data("ring", 16, rng) for _ in range(3)]
+    given = {"G": parts.generator, "D": parts.discriminator, "d": 8, "batches": batches, "x": batches[0]}
+    start = torch.cat([p.detach().flatten() for p in parts.parameters()])
+    names = {"torch": torch, "dlsgan": dlsgan, **given}
+    exec(compile(lines, "tutorial.ipynb", "exec"), names)
+    assert names["z"].shape == (16, 8) and names["model"].generator is parts.generator
+    assert not torch.equal(start, torch.cat([p.detach().flatten() for p in parts.parameters()]))
 
 
 @pytest.mark.slow
