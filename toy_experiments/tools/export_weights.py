@@ -214,13 +214,30 @@ def section_of_fine_tuned(path: Path) -> str:
     return "\n".join([f"## {path.stem}", "", "| | |", "|---|---|", *lines]) + "\n"
 
 
+def overview(paths: list[Path]) -> str:
+    """A table with a row for each file."""
+    rows = ["| model | data | latent scale | file |", "|---|---|---|---|"]
+    for path in paths:
+        name = path.stem.removesuffix(FINE_TUNED)
+        settings = results_table.load(name)["settings"]
+        data = f"{settings['dataset']}, {settings['resolution']}x{settings['resolution']}"
+        scale = "with" if settings["latent_scale"] else "without"
+        if name != path.stem:
+            scale += ", encoder fine-tuned on real images"
+        rows.append(
+            f"| [{path.stem}](#{path.stem}) | {data} | {scale} | {path.stat().st_size / 1e6:.2f} MB |"
+        )
+    return "\n".join(rows) + "\n"
+
+
 def card() -> str:
     """The model card of all files in pretrained/, from results/runs/*.json."""
+    paths = sorted(dlsgan.PRETRAINED.glob("*.pt"), key=lambda path: path.stem)
     sections = []
-    for path in sorted(dlsgan.PRETRAINED.glob("*.pt")):
+    for path in paths:
         write_section = section_of_fine_tuned if path.stem.endswith(FINE_TUNED) else section
         sections.append(write_section(path))
-    return "\n".join([INTRODUCTION, *sections])
+    return "\n".join([INTRODUCTION, overview(paths), *sections])
 
 
 if __name__ == "__main__":

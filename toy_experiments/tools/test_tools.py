@@ -152,6 +152,7 @@ def test_the_measures_of_an_exported_model_are_kept(kept):
     card = Path("pretrained/README.md").read_text()
     l_enc = f"{exported['l_enc']:.3f}"
     assert card == export_weights.card() and "## mine" in card and f"| L_enc | {l_enc} |" in card
+    assert "| [mine](#mine) | cartoon, 16x16 | with |" in card
     export_weights.export("mine", "python dlsgan.py --init-from mine", "longer", images=20, after="mine")
     longer = results_table.load("longer")
     assert torch.load("pretrained/longer.pt")["images"] == longer["exported"]["images"] == 160
