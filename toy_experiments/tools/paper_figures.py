@@ -183,23 +183,25 @@ def spectrum(runs: list[Run], test: Tensor | None) -> Figure:
     return figure
 
 
-def pair(runs: list[Run], test: Tensor, columns: int = 7) -> Figure:
+def pair(runs: list[Run], test: Tensor, columns: int = 5) -> Figure:
     """A column a model: samples, test images above their reconstructions, and the spectrum of v."""
-    figure = Figure((4.6 * len(runs), 6.8), layout="constrained")
-    axes = figure.subplots(3, len(runs), squeeze=False, height_ratios=(2, 4, 2.3))
+    figure = Figure((4.6 * len(runs), 7.6), layout="constrained")
+    axes = figure.subplots(3, len(runs), squeeze=False, height_ratios=(1, 4, 2))
     for column, run in zip(axes.T, runs, strict=True):
         e = run.kept["exported"]
-        rows = []
-        for x in test[: 2 * columns].split(columns):
-            rows += [x, run.model.reconstruct(x)]
-        samples = dlsgan.make_grid(run.model.sample(2 * columns).clamp(-1, 1).split(columns))
+        samples = dlsgan.make_grid([run.model.sample(columns).clamp(-1, 1)])
         show(column[0], samples, f"{run.label}: samples")
         column[0].title.set_color(run.colour)
+        first, second = (
+            dlsgan.make_grid([x, run.model.reconstruct(x)]) for x in test[: 2 * columns].split(columns)
+        )
+        gap = np.full_like(first[: len(first) // 24], 255)  # white, between two pairs of rows
         gain = f"{e['psnr_gain_test']:+.1f} dB over the mean image"
-        show(column[1], dlsgan.make_grid(rows), f"test images, each row above its reconstructions\n{gain}")
+        picture = np.concatenate((first, gap, second))
+        show(column[1], picture, f"test images, each row above its reconstructions\n{gain}")
         v = sorted(e["v"], reverse=True)
         column[2].stairs(v, np.arange(0.5, 1 + len(v)), fill=True, color=run.colour)
-        column[2].set(xlabel="latent dimension, sorted", ylabel="v", ylim=(0, 1.1), xlim=(0, 1 + len(v)))
+        column[2].set(xlabel="latent dimension, sorted", ylabel="v", ylim=(0, 1.15), xlim=(0, 1 + len(v)))
         column[2].set_title(f"what the encoder recovers; L_enc {e['l_enc']:.2f}", fontsize=10)
     return figure
 
