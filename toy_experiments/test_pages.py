@@ -76,6 +76,8 @@ def test_what_the_readme_says_of_the_cartoon_runs():
     errors = f"({scaled_long['mse_z']:.2f} against {plain_long['mse_z']:.2f} after 300,000 cartoon faces)"
     assert f"the plain error over all 64 is not lower with the scale {errors}" in text
     assert f"With it, {scaled_long['active']} of 64 latent dimensions carry nearly everything" in text
+    near = [abs(x - 0.5) < 0.06 for x in plain_long["v"]]
+    assert sum(near) > 10 and "close to that line after 300,000 cartoon faces" in text
     minutes = results_table.load("cartoon")["minutes"]
     assert f"--lr-final 0.1 --seed 1`, {minutes:.0f} minutes on one core with AVX-512" in text
 
