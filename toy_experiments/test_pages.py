@@ -170,7 +170,7 @@ def test_what_the_pages_say_of_time():
     instead = f"not {same['active']} and {same['psnr_gain_test']:.1f} (of 256 images)"
     assert f"found {found} on test faces, {instead}" in page_text("README.md")
     moved = same["psnr_gain_test"] - other["measures"]["psnr_gain_test"]
-    assert f"on another machine {moved:.1f} dB:" in page_text("toy_experiments/README.md")
+    assert f"on another machine {moved:.1f} dB;" in page_text("toy_experiments/README.md")
     assert f"32x32: {fastest:.0f} minutes on one CPU core" in dlsgan.__doc__
     tutorial = (ROOT / "tutorial.ipynb").read_text()
     assert f"in {fastest:.0f} minutes on one core, here with three seeds each" in tutorial
@@ -220,22 +220,22 @@ def test_what_the_pages_say_of_settings_at_equal_time():
     assert runs["gamma-10"]["swd_ratio"] > runs["base"]["swd_ratio"] + 0.2
     assert of_digits["mnist+gamma-10"]["readable"] < of_digits["mnist+base"]["readable"] - 0.05
     assert runs["gamma-0.2"]["active"] < runs["base"]["active"]
-    best = min((m["swd_ratio"], name) for name, m in runs.items())
-    assert best[1] == "window-1000" and runs["lambda-10-to-1"]["swd_ratio"] > runs["base"]["swd_ratio"]
-    assert f"blurred samples ({runs['gamma-10']['swd_ratio']:.2f})" in toys
+    other = results_table.load("cartoon-two-threads")
+    assert other["settings"]["encoder_weight"] == 1.5
+    assert f"(one run each; the preset, 1.5, found {other['measures']['active']} on another" in toys
     generated = runs["base"]["psnr_gain_generated"] - runs["no-scale"]["psnr_gain_generated"]
-    worth = f"worth {lost['no-scale']:.1f} dB on test faces and {generated:.1f} dB on generated ones"
-    assert worth in toys
+    assert f"Generated faces come back {generated:.1f} dB better with the scale; no run" in toys
+    assert runs["gamma-0.2"]["spread"] < runs["base"]["spread"] - 0.03  # "loses spread"
     smile = dlsgan.CARTOON_FACTORS.index("smile")
     assert all(m["r2_reconstructions"][smile] < 0.1 for m in runs.values())
     of_seeds = [judged(f"cartoon-seed-{seed}")["psnr_gain_test"] for seed in range(3)]
-    assert f"three seeds of the preset lie up to {max(of_seeds) - min(of_seeds):.1f} dB apart" in toys
-    ends = [f"{gain[name]:+.1f}" for name in ("head-1", "sma-400", "seed-1", "seed-2")]
-    assert (
-        "comes to {} dB on test faces, the paper's plain average over as many steps to {},".format(*ends)
-        in toys
-    )
-    assert "Two other seeds of the base come to {} and {} dB".format(*ends[2:]) in toys
+    assert f"Three seeds of the preset lie up to {max(of_seeds) - min(of_seeds):.1f} dB apart" in toys
+    ends = [f"{gain[name]:+.1f}" for name in ("sma-400", "seed-1", "seed-2")]
+    counts = [runs[name]["active"] for name in ("sma-400", "seed-1", "seed-2")]
+    assert "plain average over as many steps comes to {} dB on test faces,".format(*ends) in toys
+    assert f"on test faces, with {counts[0]} dimensions" in toys
+    said = "two other seeds of the base come to {} and {} dB, with {} and {} dimensions"
+    assert said.format(*ends[1:], *counts[1:]) in toys
     shares = {name: [f"{m[key]:.2f}" for key in ("readable", "kept")] for name, m in of_digits.items()}
     assert f"sure of {shares['mnist+base'][0]} of its samples" in toys
     assert f"keep their class in {shares['mnist+base'][1]} of the cases" in toys
@@ -247,6 +247,23 @@ def test_what_the_pages_say_of_settings_at_equal_time():
     assert of_digits["mnist+gamma-10"]["readable"] < of_digits["mnist+base"]["readable"]
     later = [f"{runs[name]['l_enc']:.2f}" for name in ("d-128", "base", "window-1000")]
     assert f"L_enc {later[0]} in place of {later[1]}" in toys and f"still at {later[2]}" in toys
+
+
+def test_what_the_page_says_of_the_ring_and_of_cartoon_factors():
+    toys = page_text("toy_experiments/README.md")
+    ring = json.loads((RESULTS / "two_dimensional.json").read_text())["runs"]["ring"]
+    near = {
+        key: [f"{run[key]['within_4_sigma']:.0%}" for run in ring] for key in ("with scale", "without scale")
+    }
+    assert set(near["with scale"]) == {"89%"} and set(near["without scale"]) == {"88%", "89%"}
+    assert "It is 89% with the scale and 88% to 89% without, and all eight modes are there" in toys
+    assert all(run[key]["modes"] == 8 for run in ring for key in near)
+    factors = json.loads((RESULTS / "cartoon_factors.json").read_text())["8-0"]
+    smile = dlsgan.CARTOON_FACTORS.index("smile")
+    assert "can be read off these few (as they can off all 64 outputs of an untrained encoder)" in toys
+    for key in ("r2_live_linear", "r2_untrained_all_outputs_linear"):
+        assert factors[key][smile] < 0.6
+        assert min(score for i, score in enumerate(factors[key]) if i != smile) > 0.8
 
 
 def test_the_tables_of_all_runs_come_from_the_kept_results():
