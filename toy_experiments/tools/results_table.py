@@ -222,11 +222,7 @@ def shown_content(judged: list[dict]) -> str:
 def row_name(command: str, line: str, stretches: int = 1) -> str:
     """What a kept command adds to a line of the README, in Markdown: "`--images 300000`", or its remark."""
     pasted, _, remark = command.partition(", ")
-    if pasted.startswith(line):
-        options = pasted.removeprefix(line).partition("--init-from")[0]
-    else:  # from shipped weights, which know their data set: the flags say that it is a stretch
-        options = pasted.removeprefix("python dlsgan.py")
-        stretches = 1
+    options = pasted.removeprefix(line).partition("--init-from")[0]
     scaled = "--no-latent-scale" not in options
     options = options.replace("--no-latent-scale", "").strip()
     added = f"`{options}`" if options else ""

@@ -73,9 +73,6 @@ def test_rows_are_named_by_what_they_add_to_a_line():
     assert results_table.row_name(later, line, 2) == "second stretch"
     assert results_table.row_name(later, line, 3) == "third stretch"
     assert results_table.row_name(later, line, 4) == "fourth stretch"
-    shipped = "python dlsgan.py --init-from pretrained/mnist.pt --images 7"
-    digits = "python dlsgan.py --dataset mnist"
-    assert results_table.row_name(shipped, digits, 2) == "`--init-from pretrained/mnist.pt --images 7`"
 
 
 def test_a_run_that_started_from_another_counts_its_images_in(monkeypatch):
