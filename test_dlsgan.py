@@ -3352,10 +3352,16 @@ def compared():
 def test_r11_methods_on_given_images():
     digits, photos = compared()
     of_test = [{method: row["psnr_gain_test"] for method, row in rows.items()} for rows in (digits, photos)]
-    assert sorted(of_test[0], key=of_test[0].get)[-2:] == ["20-steps", "optimisation"]
-    says("R11", "20", f"{of_test[0]['optimisation'] - of_test[0]['20-steps']:.1f}", "100")
+    for gains in of_test:
+        assert set(sorted(gains, key=gains.get)[-2:]) == {"20-steps", "optimisation"}
+    behind, behind_on_faces = (gains["optimisation"] - gains["20-steps"] for gains in of_test)
+    says("R11", "20", f"{behind:.1f}", "100", f"{-behind_on_faces:.1f}")
+    faster = [
+        rows["optimisation"]["seconds_per_image"] / rows["20-steps"]["seconds_per_image"]
+        for rows in (digits, photos)
+    ]
+    assert min(faster) > 3.5  # "at most a quarter of the time"
     assert min(of_test[0][method] for method in ("lia", "lia-mlp", "real-encoder")) > of_test[0]["dlsgan"]
-    assert of_test[1]["lia"] > of_test[1]["dlsgan"]
     seconds = {method: row["seconds_per_image"] for method, row in digits.items()}
     assert seconds["optimisation"] > 100 * seconds["dlsgan"]
     assert 3.5 < seconds["optimisation"] / seconds["20-steps"] < 4.5  # "a quarter of the time"
@@ -3365,14 +3371,13 @@ def test_r12_methods_on_their_own_images():
     for rows in compared():
         gains = {method: row["psnr_gain_generated"] for method, row in rows.items()}
         others = {"no-scale", "lia", "lia-mlp", "encoder-after"} & gains.keys()
-        assert all(gains["dlsgan"] > gains[method] for method in others) and "lia" in others
-    digits, photos = compared()
+        assert all(gains["dlsgan"] > gains[method] for method in others)
+        assert gains["dlsgan"] - gains["encoder-after"] > 4  # "far ahead"
+    digits, _ = compared()
     gains = {method: row["psnr_gain_generated"] for method, row in digits.items()}
     ahead = sorted(gains, key=lambda method: -gains[method])[:6]
     assert ahead == ["20-steps", "optimisation", "eigengan", "real-encoder", "dlsgan", "lia"]
-    assert gains["dlsgan"] - gains["encoder-after"] > 4  # "far ahead"
     assert gains["dlsgan"] - gains["lia"] < 0.1  # "hardly behind"
-    assert photos["dlsgan"]["psnr_gain_generated"] - photos["lia"]["psnr_gain_generated"] > 4  # "far behind"
     assert digits["eigengan"]["parameters"] > digits["dlsgan"]["parameters"]  # "from a larger generator"
     swd = {method: row["swd"] for method, row in digits.items()}
     assert abs(swd["dlsgan"] / swd["no-scale"] - 1) < 0.05
