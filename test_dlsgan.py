@@ -3286,6 +3286,7 @@ def test_r16_digits_of_the_larger_model():
     preset, *_ = judged_digits("mnist-seed-0")
     assert larger["psnr_gain_test"] > preset["psnr_gain_test"] + 1
     assert larger["kept"] > preset["kept"] + 0.02
+    assert 0 < larger["readable"] - preset["readable"] < 0.03  # "hardly easier to read"
     kept = results_table.load("mnist")
     says("R16", f"{kept['measures']['images']:,}", *numbers)
     curves = kept["curves"]
