@@ -60,10 +60,14 @@ def test_what_the_readme_says_of_the_cartoon_runs():
     assert f"reconstructions show {spanned} of the eight" in text
     worth = [a["psnr_gain_test"] - b["psnr_gain_test"] for a, b in zip(seeds, plain, strict=True)]
     assert f"come back {min(worth):.1f} to {max(worth):.1f} dB better with the scale, seed by seed" in text
-    assert shown[3] == 8 and "After 300,000 they show all eight with the scale (seed 1; seed 0" in text
+    assert (
+        shown[3] == 8
+        and "After 300,000 they show all eight with the scale (seed 1; seed 0, with exactly" in text
+    )
     first = judged("cartoon-long-seed-0")
     missed = [score < 0.8 for score in first["r2_reconstructions"]]
-    assert missed[smile] and sum(missed) == 1 and "(seed 1; seed 0 misses the smile)" in text
+    assert missed[smile] and sum(missed) == 1 and "with exactly eight live, misses the smile)" in text
+    assert first["active"] == 8
     assert settings.known_factors(plain_long["r2_reconstructions"]) == 3 and ", and three without it" in text
     better = scaled_long["psnr_gain_test"] - plain_long["psnr_gain_test"]
     assert f"and {better:.1f} dB after 300,000 images" in text
@@ -120,6 +124,7 @@ def test_what_the_readme_says_of_digits():
     assert all(a["kept"] < b["kept"] + 0.02 for a, b in zip(digits, plain, strict=True))
     worse = digits[0]["psnr_gain_test"] - unclamped["psnr_gain_test"]
     assert f"Without the clamp test digits come back {worse:.1f} dB worse (one seed)" in text
+    assert unclamped["psnr_gain_test"] < 1.5 < 3 < digits[0]["psnr_gain_test"]
     tuned = [json.loads((RESULTS / f"real_encoder-mnist{x}.json").read_text()) for x in ("", "-no-scale")]
     with_scale, without = (result["fine-tuned"]["psnr_gain_test"] for result in tuned)
     assert with_scale < without and "digits come back no better with the scale than without it" in text

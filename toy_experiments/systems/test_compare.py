@@ -44,6 +44,12 @@ def test_the_page_tells_of_the_comparison_what_was_measured():
     assert in_order == ["20-steps", "optimisation", "dlsgan", "encoder-after"]
     assert photos["dlsgan"]["swd"] < photos["optimisation"]["swd"] - spread_of_seeds("swd")  # "nearer"
 
+    black = json.loads((RESULTS / "plain_gan_at_full_rate.json").read_text())
+    assert black["images"] == photos["optimisation"]["images"] and black["spread"] == 0
+    assert f"spread {black['spread']:.2f}, distance {black['swd']:.0f})" in toys
+    hours = (photos["dlsgan"]["minutes"] + photos["encoder-after"]["minutes"]) / 60
+    assert f"CelebA-64 {round(2 * hours) / 2} h (four methods)" in toys  # both GANs and the encoder
+
     best = sorted(digits, key=lambda method: -digits[method]["psnr_gain_test"])
     assert best[:5] == ["optimisation", "20-steps", "lia-mlp", "lia", "real-encoder"]
     assert best[5:] == ["dlsgan", "eigengan", "no-scale", "encoder-after"]
