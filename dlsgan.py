@@ -35,7 +35,7 @@ Changes from the paper, and choices where it is silent:
   * v starts at ones, since the first outputs of an untrained head say nothing. The celeba preset averages the
     last 512 batches as the paper does ("sma"), the laptop presets exponentially ("ema").
   * Laptop presets, for few steps: batches of 8, a smaller d, less R1, two mapping layers, a latent head that
-    starts small, 6 to 8 times the learning rate, lambda above 1; those for photographs mirror them.
+    starts small, 6 to 8 times the learning rate, lambda above 1; photographs are mirrored at random.
   * G's images are clamped to [-1, 1]. Otherwise G hides z in values outside of that range, which real images
     do not have, and digits of the test set come back as others.
   * The mnist and celeba64 presets let lambda fall, from 3 to 1 or from 20 to 5, and celeba64 gamma, from 10
